@@ -1,0 +1,192 @@
+"""All settings: defaults here, a YAML file over them, environment variables over that.
+
+Variables start with `AMOE_`, levels are parted by `__`: `AMOE_ROUTER__MAX_EXPERTS_PER_TOKEN=2`.
+The YAML file is `config.yaml` in the working directory, or the one that `AMOE_CONFIG` names.
+Settings are frozen and read once, in each process's `main`; nobody else reads the environment.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from services.shared.vocabulary import GateType, RouterKind
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused so that a typo cannot pass silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DatabaseSettings(Section):
+    """Postgres."""
+
+    url: SecretStr = Field(
+        default=SecretStr("postgresql+psycopg://amoe:amoe@127.0.0.1:5432/amoe"),
+        description="postgresql://user:password@host:port/name; `adaptive-moe up` sets it for its own Postgres.",
+    )
+    pool_size: int = Field(default=5, ge=1, le=100, description="Connections kept per process.")
+    connect_timeout_s: int = Field(
+        default=5, ge=1, description="Seconds until a database that does not answer is down."
+    )
+
+
+class StorageSettings(Section):
+    """Files and artifacts on disk; every service must see the same folder."""
+
+    root: Path = Field(default=Path(".state/storage"), description="Shared folder of uploads and artifacts.")
+    max_upload_bytes: int = Field(default=512 * 1024**2, ge=1024, description="Largest file accepted by upload.")
+
+
+class RouterSettings(Section):
+    """The gate and the training of routers. Names are those of the requirements."""
+
+    kind: RouterKind = Field(default=RouterKind.BAYES, description="Router made when a release has none.")
+    router_type: GateType = Field(
+        default=GateType.THRESHOLD,
+        description="threshold keeps scores above expert_selection_threshold, topk the max_experts_per_token best.",
+    )
+    expert_selection_threshold: float | None = Field(
+        default=None,
+        ge=0.0,
+        lt=1.0,
+        description="Keep experts that score above it. Default: 0.1 for posteriors (bayes), 0.3 for sigmoid scores.",
+    )
+    max_experts_per_token: int = Field(default=4, ge=1, le=64, description="Experts that may share one token.")
+    capacity_factor: float = Field(
+        default=1.25, gt=0.0, description="Training only: ceil(factor*T*K/E) tokens per expert."
+    )
+    load_balancing_weight: float = Field(
+        default=0.01, ge=0.0, description="Learned routers: weight of the load-balancing loss."
+    )
+    z_loss_weight: float = Field(default=0.001, ge=0.0, description="Learned routers: weight of the router z-loss.")
+    expert_label_weight: float = Field(
+        default=0.0, ge=0.0, description="Learned routers: weight of the loss on known domains; 0 leaves it out."
+    )
+    use_router_bias: bool = Field(default=True, description="Learned routers: a bias per expert.")
+    router_dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="Learned routers: dropout in training.")
+    tap_layer: int = Field(default=0, ge=0, description="Trunk layers below the gate; 0 = bigram evidence only.")
+    stickiness: float = Field(default=0.005, gt=0.0, lt=1.0, description="Chance per token that the domain changes.")
+    temper: float = Field(default=0.3, gt=0.0, le=1.0, description="Exponent on each token's likelihood.")
+
+
+class RouterServiceSettings(Section):
+    """The public service."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    expert_urls: tuple[str, ...] = Field(
+        default=("http://127.0.0.1:8001",), description="Replicas of the expert service."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="When set, every route but /live, /ready wants it as a bearer token."
+    )
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, description="Longest time for one answer, from arrival to the last token."
+    )
+    connect_timeout_s: float = Field(
+        default=2.0, gt=0, description="Seconds until a replica that does not answer is down."
+    )
+    max_concurrent_requests: int = Field(
+        default=256, ge=1, description="Requests being answered at once; more get 429."
+    )
+    max_prompt_bytes: int = Field(default=1024**2, ge=1024, description="Longest prompt in bytes of UTF-8.")
+    default_max_new_tokens: int = Field(
+        default=100, ge=1, description="New tokens where a request does not say how many."
+    )
+    max_candidates: int = Field(
+        default=16, ge=1, le=1024, description="Experts that may speak in one request; at most a replica's slots."
+    )
+    catalog_poll_s: float = Field(default=0.5, gt=0, description="How soon another process's activation is seen.")
+    request_log_queue: int = Field(
+        default=4096, ge=1, description="Routing logs waiting to be written; more are dropped and counted."
+    )
+    store_prompts: bool = Field(default=True, description="Keep prompt and answer text in the routing log.")
+
+
+class ExpertServiceSettings(Section):
+    """One replica of the serving engine."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8001, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    num_slots: int = Field(default=16, ge=1, description="Adapters resident at once.")
+    slot_bytes: int = Field(default=2 * 1024**3, ge=1024, description="Byte budget of all resident adapters.")
+    max_rank: int = Field(default=256, ge=1, description="Highest LoRA rank accepted.")
+    max_sequences: int = Field(default=16, ge=1, description="Sequences in one step.")
+    max_waiting: int = Field(default=256, ge=0, description="Sequences that may wait; more get 429.")
+    max_context: int | None = Field(default=None, description="Default: the base model's own limit, at most 4096.")
+    prefill_step_tokens: int = Field(
+        default=512, ge=1, description="Prompt tokens per step, so decoding is not held up."
+    )
+    num_threads: int | None = Field(default=None, description="torch threads; default: all cores.")
+
+
+class TrainerSettings(Section):
+    """The Celery worker and its jobs."""
+
+    lease_s: float = Field(
+        default=15.0, gt=0, description="A running job without a heartbeat for so long is run again."
+    )
+    heartbeat_s: float = Field(default=3.0, gt=0, description="How often a running job renews its lease.")
+    reap_every_s: float = Field(default=5.0, gt=0, description="How often lost jobs and messages are looked for.")
+    max_attempts: int = Field(default=3, ge=1, description="Runs of a job before it fails for good.")
+    num_threads: int | None = Field(default=None, ge=1, description="torch threads of a job; default: all cores.")
+    celery_queue: str = Field(default="cpu", description="Queue that jobs are sent to and this worker takes from.")
+
+
+class TelemetrySettings(Section):
+    """Logs."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level to log.")
+    format: Literal["auto", "human", "json"] = Field(
+        default="auto", description="auto: human on a terminal, JSON otherwise."
+    )
+    file: Path | None = Field(default=None, description="Also write JSON lines here, rotated.")
+    max_bytes: int = Field(default=20 * 1024**2, ge=1024, description="Size at which the file is rotated.")
+    backups: int = Field(default=3, ge=0, description="Rotated files that are kept.")
+
+
+class Settings(BaseSettings):
+    """Everything a process needs to know to start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AMOE_", env_nested_delimiter="__", frozen=True, extra="forbid", protected_namespaces=()
+    )
+
+    base_model: str = Field(default="demo/base", description="Local folder or hub id of a Hugging Face causal LM.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Of the base model's weights."
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(default="none", description="bitsandbytes; needs a GPU.")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"), description="Celery's broker: Valkey or Redis."
+    )
+    database: DatabaseSettings = DatabaseSettings()
+    storage: StorageSettings = StorageSettings()
+    router: RouterSettings = RouterSettings()
+    router_service: RouterServiceSettings = RouterServiceSettings()
+    expert_service: ExpertServiceSettings = ExpertServiceSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over YAML over defaults."""
+        yaml_file = Path(os.environ.get("AMOE_CONFIG", "config.yaml"))
+        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=yaml_file))

@@ -1,0 +1,213 @@
+"""The tables. A row is what is remembered; schemas are what is sent; networks are what is learned."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from services.shared.vocabulary import VersionStatus
+
+Json = dict[str, Any]
+
+
+class Row(DeclarativeBase):
+    """Base of all rows; constraint names are fixed so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        Json: JSONB(none_as_null=True),
+        bytes: LargeBinary,
+    }
+
+
+class FileRow(Row):
+    """An uploaded file; its bytes are in storage under the id."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ExpertRow(Row):
+    """A named skill; its adapters are versions."""
+
+    __tablename__ = "experts"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    domain: Mapped[str | None]
+    description: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retired_at: Mapped[datetime | None]
+
+    versions: Mapped[list["ExpertVersionRow"]] = relationship(
+        back_populates="expert", order_by="ExpertVersionRow.version", lazy="raise"
+    )
+
+
+class ExpertVersionRow(Row):
+    """One immutable adapter with its evidence, by digest."""
+
+    __tablename__ = "expert_versions"
+    __table_args__ = (UniqueConstraint("expert_name", "version"),)
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    expert_name: Mapped[str] = mapped_column(ForeignKey("experts.name"))
+    version: Mapped[int]
+    digest: Mapped[str]
+    base_fingerprint: Mapped[str]
+    rank: Mapped[int]
+    num_parameters: Mapped[int] = mapped_column(BigInteger)
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    has_evidence: Mapped[bool]
+    source: Mapped[str]  # imported | trained
+    job_id: Mapped[str | None]
+    metrics: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    expert: Mapped[ExpertRow] = relationship(back_populates="versions", lazy="raise")
+
+
+class ReleaseRow(Row):
+    """One base model, router, graph and set of expert versions, active together. At most one is active."""
+
+    __tablename__ = "releases"
+    __table_args__ = (
+        Index(
+            "uq_releases_one_active",
+            "status",
+            unique=True,
+            postgresql_where=text(f"status = '{VersionStatus.ACTIVE}'"),
+        ),
+    )
+
+    number: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    base_model: Mapped[str]
+    base_fingerprint: Mapped[str]
+    router_digest: Mapped[str]
+    router_kind: Mapped[str]
+    graph_digest: Mapped[str | None]
+    calibration_digest: Mapped[str | None]
+    status: Mapped[str] = mapped_column(server_default=VersionStatus.STAGED.value)
+    note: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    activated_at: Mapped[datetime | None]
+
+    experts: Mapped[list["ReleaseExpertRow"]] = relationship(order_by="ReleaseExpertRow.position", lazy="raise")
+
+    @property
+    def id(self) -> str:
+        """The name that people and requests use: `release-7`."""
+        return f"release-{self.number}"
+
+
+class ReleaseExpertRow(Row):
+    """A column of a release's gate."""
+
+    __tablename__ = "release_experts"
+
+    release_number: Mapped[int] = mapped_column(ForeignKey("releases.number"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("expert_versions.id"))
+
+    version: Mapped[ExpertVersionRow] = relationship(lazy="raise")
+
+
+class JobRow(Row):
+    """A job: the truth about it. The broker's message only says that it is there (DESIGN D6)."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_status_created_at", "status", "created_at"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)  # a client's repeated POST finds its first job
+    kind: Mapped[str]
+    status: Mapped[str]
+    spec: Mapped[Json]
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    phase: Mapped[str] = mapped_column(server_default="")
+    step: Mapped[int] = mapped_column(server_default=text("0"))
+    total_steps: Mapped[int | None]
+    loss: Mapped[float | None]
+    seconds_left: Mapped[float | None]
+    result: Mapped[Json | None]
+    error: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JobEventRow(Row):
+    """Something that happened in a job, in order."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_job_id_id", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    level: Mapped[str]  # info | warn | error
+    type: Mapped[str]  # message | metrics | status
+    message: Mapped[str]
+    data: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
+
+
+class RequestRow(Row):
+    """The routing log of one request. Per-token experts and weights are packed arrays (router_service/token_log.py)."""
+
+    __tablename__ = "requests"
+    __table_args__ = (
+        Index("ix_requests_at_id", "at", "id"),
+        Index(
+            "ix_requests_attribution",
+            "attribution",
+            postgresql_using="gin",
+            postgresql_ops={"attribution": "jsonb_path_ops"},
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    endpoint: Mapped[str]
+    release: Mapped[str | None]
+    plan: Mapped[Json]
+    prompt: Mapped[str | None]
+    generated_text: Mapped[str | None]
+    parameters: Mapped[Json]
+    num_prompt_tokens: Mapped[int]
+    num_generated_tokens: Mapped[int]
+    confidence: Mapped[float | None]
+    attribution: Mapped[list[Json]] = mapped_column(JSONB)
+    token_log: Mapped[bytes | None]
+    finish_reason: Mapped[str | None]
+    error: Mapped[Json | None]
+    timings: Mapped[Json]

@@ -1,0 +1,256 @@
+"""Adapters on disk: PEFT folders read whole and verified before any of it is believed.
+
+Nothing of a folder is executed. Headers are read bounded and by hand, so that a hostile file is refused before
+its size can hurt; weights are read once, from the handle that was checked. Every refusal is an InvalidAdapter
+that says what is wrong and what would be accepted. Format: PEFT 0.21, `save_pretrained` of a LoraConfig.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from services.shared.errors import InvalidAdapter
+from services.shared.modeling.adapter_config import CONFIG_FILE, LoraSettings, read_lora_settings
+from services.shared.modeling.safetensors_header import WEIGHTS_FILE, TensorEntry, open_weights, read_header
+from services.shared.modeling.wiring import BaseShapes, LinearShape
+from services.shared.schemas.sequences import AdapterReport
+
+DEFAULT_MAX_RANK = 256
+_PREFIX = "base_model.model."
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One adapter's part in one linear layer. `up_OR` has the scaling (alpha / rank, or / sqrt(rank)) folded in."""
+
+    down_RI: Tensor
+    up_OR: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Width of the narrow space."""
+        return self.down_RI.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A verified adapter in memory: weights per module name, in the dtype of the base model."""
+
+    layers: Mapping[str, LayerWeights]
+    report: AdapterReport
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its weights in memory."""
+        return sum(w.down_RI.nbytes + w.up_OR.nbytes for w in self.layers.values())
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two tensors of one module as the header announces them."""
+
+    down: TensorEntry
+    up: TensorEntry
+    rank: int
+    scaling: float
+
+
+def read_adapter(
+    folder: Path,
+    base: nn.Module | BaseShapes,
+    *,
+    max_rank: int = DEFAULT_MAX_RANK,
+    dtype: torch.dtype = torch.float32,
+    base_fingerprint: str = "",
+) -> Adapter:
+    """The adapter of a PEFT folder, verified against the base model and converted to `dtype`.
+
+    Reads the weights file once. Raises InvalidAdapter with the reason when it cannot be served exactly as PEFT would.
+    """
+    shapes = base if isinstance(base, BaseShapes) else BaseShapes.of(base)
+    settings = read_lora_settings(folder)
+    with open_weights(folder) as file:
+        header = read_header(file)
+        pairs = _pair_up(header, settings, shapes, max_rank=max_rank)
+        layers = _read_weights(file, pairs, dtype)
+    _refuse_no_op(layers)
+    report = AdapterReport(
+        rank=max(pair.rank for pair in pairs.values()),
+        num_parameters=sum(w.down_RI.numel() + w.up_OR.numel() for w in layers.values()),
+        num_bytes=sum(w.down_RI.nbytes + w.up_OR.nbytes for w in layers.values()),
+        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in layers})),
+        lowest_layer=min(shapes.layer_of(name) for name in layers),
+        base_fingerprint=base_fingerprint,
+    )
+    return Adapter(layers=layers, report=report)
+
+
+def check_adapter_folder(
+    folder: Path,
+    base: nn.Module | BaseShapes,
+    *,
+    max_rank: int = DEFAULT_MAX_RANK,
+    base_fingerprint: str = "",
+) -> AdapterReport:
+    """What the adapter holds, after every check of `read_adapter`; raises InvalidAdapter as it does."""
+    return read_adapter(folder, base, max_rank=max_rank, base_fingerprint=base_fingerprint).report
+
+
+def _pair_up(
+    header: Mapping[str, TensorEntry], settings: LoraSettings, shapes: BaseShapes, *, max_rank: int
+) -> dict[str, _Pair]:
+    """Sort the file's tensors into one down and one up per module, and check each against config and base."""
+    sides: dict[str, dict[str, TensorEntry]] = {}
+    for name, entry in header.items():
+        module, side = _split_tensor_name(name)
+        if side in sides.setdefault(module, {}):
+            raise _refuse(f"it holds two {side} tensors for module {module!r}. Save it again with PEFT.")
+        sides[module][side] = entry
+    if not sides:
+        raise _refuse("it holds no LoRA tensors at all. Save it again with PEFT's save_pretrained.")
+    _refuse_unknown_modules(sides, settings, shapes)
+    return {
+        module: _checked_pair(module, tensors, settings, shapes.linears[module], max_rank=max_rank)
+        for module, tensors in sides.items()
+    }
+
+
+def _split_tensor_name(name: str) -> tuple[str, str]:
+    """`base_model.model.X.lora_A.weight` (or `.lora_A.default.weight`) -> (X, "lora_A")."""
+    module, dot, rest = name.removeprefix(_PREFIX).rpartition(".lora_")
+    side, _, tail = rest.partition(".")
+    if "lora_magnitude_vector" in name:
+        raise _refuse("it is a DoRA adapter (lora_magnitude_vector). Train it as plain LoRA (use_dora=False).")
+    if "lora_embedding" in name:
+        raise _refuse(f"{name!r} adapts an embedding. Only linear layers are served: train without it.")
+    if tail.endswith("bias"):
+        raise _refuse(f"{name!r} is a bias. Train with bias='none' and lora_bias=False.")
+    if name.endswith((".base_layer.weight", "lm_head.weight", "embed_tokens.weight", "wte.weight")):
+        raise _refuse(
+            f"it carries a copy of base weights ({name[:100]!r}). "
+            "Save it with save_pretrained(save_embedding_layers=False)."
+        )
+    if not dot or side not in ("A", "B") or tail.split(".")[-1] != "weight" or tail.count(".") > 1:
+        raise _refuse(
+            f"tensor {name[:200]!r} is not a LoRA weight. Expected names like "
+            "'base_model.model.<module>.lora_A.weight' and '.lora_B.weight'; modules_to_save is not supported."
+        )
+    return module, f"lora_{side}"
+
+
+def _refuse_unknown_modules(
+    sides: Mapping[str, Mapping[str, TensorEntry]], settings: LoraSettings, shapes: BaseShapes
+) -> None:
+    """Every tensor must find a linear layer here, and be one that the adapter's own config targets."""
+    unknown = [module for module in sides if module not in shapes.linears]
+    if len(unknown) == len(sides):
+        raise _refuse(
+            f"it was made for another base model ({settings.made_for}): none of its {len(sides)} modules exists in "
+            f"this one. It has {_shown(unknown)}; this base model offers {_shown(list(shapes.linears))}. "
+            "Use an adapter trained on this base model."
+        )
+    if unknown:
+        wrong_kind = [module for module in unknown if module in shapes.other_modules]
+        why = "are not linear layers" if wrong_kind else "do not exist in this base model"
+        raise _refuse(
+            f"{len(unknown)} of its {len(sides)} modules {why}: {_shown(wrong_kind or unknown)}. "
+            "Unmatched weights are never dropped: train the adapter on this base model's linear layers."
+        )
+    stray = [module for module in sides if not settings.targets(module)]
+    if stray:
+        raise _refuse(
+            f"it has weights for {_shown(stray)}, which its own {CONFIG_FILE} does not target, so PEFT would ignore "
+            "them. Correct target_modules, exclude_modules or layers_to_transform."
+        )
+
+
+def _checked_pair(
+    module: str, tensors: Mapping[str, TensorEntry], settings: LoraSettings, shape: LinearShape, *, max_rank: int
+) -> _Pair:
+    """Shapes, ranks and dtypes of one module against the base model and the adapter's own config."""
+    down, up = _fitting_matrices(module, tensors)
+    rank = down.shape[0]
+    if rank > max_rank:
+        raise _refuse(f"module {module!r} has rank {rank}; the limit is {max_rank} (expert_service.max_rank).")
+    if (down.shape[1], up.shape[0]) != (shape.num_in, shape.num_out):
+        raise _refuse(
+            f"it was made for another base model ({settings.made_for}): {module!r} here has {shape.num_in} in and "
+            f"{shape.num_out} out features, the adapter expects {down.shape[1]} in and {up.shape[0]} out. "
+            "Use an adapter trained on this base model."
+        )
+    if rank != settings.rank_of(module):
+        raise _refuse(
+            f"{CONFIG_FILE} says rank {settings.rank_of(module)} for {module!r}, but its weights have rank {rank}; "
+            "correct r or rank_pattern."
+        )
+    return _Pair(down=down, up=up, rank=rank, scaling=settings.scaling_of(module))
+
+
+def _fitting_matrices(module: str, tensors: Mapping[str, TensorEntry]) -> tuple[TensorEntry, TensorEntry]:
+    """A module's two tensors, if they are float matrices of one rank above zero."""
+    if set(tensors) != {"lora_A", "lora_B"}:
+        raise _refuse(f"module {module!r} has only {', '.join(tensors)}; lora_A and lora_B belong together.")
+    down, up = tensors["lora_A"], tensors["lora_B"]
+    for entry in (down, up):
+        if entry.dtype not in _FLOATS:
+            raise _refuse(f"module {module!r} is stored as {entry.dtype}; weights must be {', '.join(_FLOATS)}.")
+        if len(entry.shape) != 2:
+            raise _refuse(f"module {module!r} has a tensor of shape {list(entry.shape)}; LoRA weights are matrices.")
+    if down.shape[0] == 0 or up.shape[1] == 0:
+        raise _refuse(f"module {module!r} has rank 0: it would change nothing.")
+    if down.shape[0] != up.shape[1]:
+        raise _refuse(
+            f"lora_A and lora_B of {module!r} do not fit together: A is {list(down.shape)}, B is {list(up.shape)}; "
+            "A must be [rank, in], B [out, rank]."
+        )
+    return down, up
+
+
+def _read_weights(file: BinaryIO, pairs: Mapping[str, _Pair], dtype: torch.dtype) -> dict[str, LayerWeights]:
+    """All weights in one read; the scaling goes into `up_OR` in float32 before conversion."""
+    start = file.tell()
+    data = bytearray(file.read())
+    if len(data) != max(max(p.down.end, p.up.end) for p in pairs.values()):
+        raise _refuse(f"{WEIGHTS_FILE} changed while it was read from offset {start}. Try again.")
+    layers: dict[str, LayerWeights] = {}
+    for module, pair in pairs.items():
+        down_RI, up_OR = (_tensor(data, entry) for entry in (pair.down, pair.up))
+        if not (bool(torch.isfinite(down_RI).all()) and bool(torch.isfinite(up_OR).all())):
+            raise _refuse(f"the weights of {module!r} contain NaN or infinity. Train it with a lower learning rate.")
+        # Laid out column by column, as the mixture multiplies it.
+        scaled_OR = (up_OR.float() * pair.scaling).to(dtype).T.contiguous().T
+        narrow_RI = down_RI.to(dtype, copy=True)
+        if not (bool(torch.isfinite(narrow_RI).all()) and bool(torch.isfinite(scaled_OR).all())):
+            raise _refuse(f"the weights of {module!r} overflow in {dtype}. Serve the base in float32 or bfloat16.")
+        layers[module] = LayerWeights(down_RI=narrow_RI, up_OR=scaled_OR)
+    return layers
+
+
+def _tensor(data: bytearray, entry: TensorEntry) -> Tensor:
+    """A view of the file's bytes as a matrix."""
+    flat = torch.frombuffer(data, dtype=_FLOATS[entry.dtype], count=math.prod(entry.shape), offset=entry.begin)
+    return flat.view(entry.shape)
+
+
+def _refuse_no_op(layers: Mapping[str, LayerWeights]) -> None:
+    """An adapter whose product is zero everywhere would look like an expert and be the base model."""
+    if not any(bool(w.up_OR.any()) and bool(w.down_RI.any()) for w in layers.values()):
+        raise _refuse("it would change nothing: A or B is zero in every module. Was it saved before training?")
+
+
+def _shown(names: list[str]) -> str:
+    """A few names for a message, and how many more there are."""
+    shown = ", ".join(repr(name[:100]) for name in names[:_NAMES_SHOWN])
+    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+
+
+def _refuse(reason: str) -> InvalidAdapter:
+    """The one way to say no."""
+    return InvalidAdapter(f"This adapter cannot be used: {reason}", param=WEIGHTS_FILE)

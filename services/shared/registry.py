@@ -1,0 +1,317 @@
+"""Experts, their versions, and releases: what is registered, and which release is active (DESIGN D5).
+
+Every function works inside the caller's transaction. Activation is one compare-and-set write under a unique
+index that allows one active release, so two processes can never both succeed.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from enum import Enum
+from typing import Any, Final, Literal
+
+from sqlalchemy import Select, func, select, text
+from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseExpertRow, ReleaseRow
+from services.shared.errors import Conflict, InvalidRequest, NotFound
+from services.shared.schemas.sequences import AdapterReport
+from services.shared.vocabulary import BASE, VersionStatus
+
+
+class Unset(Enum):
+    """The type of a value that was not given, where None means something."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
+_MAX_RELEASE_NUMBER: Final = 2**31 - 1
+_ACTIVATION_ATTEMPTS: Final = 10
+
+
+def register_expert(  # noqa: PLR0913
+    session: Session,
+    *,
+    name: str,
+    domain: str | None,
+    description: str,
+    digest: str,
+    report: AdapterReport,
+    has_evidence: bool,
+    source: Literal["imported", "trained"],
+    job_id: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> ExpertVersionRow:
+    """Add the next version of expert `name`; makes the expert if there is none and un-retires one that was retired."""
+    if name == BASE:
+        raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+    _hold_expert(session, name=name, domain=domain, description=description)
+    latest = session.scalar(select(func.max(ExpertVersionRow.version)).where(ExpertVersionRow.expert_name == name))
+    version = ExpertVersionRow(
+        expert_name=name,
+        version=(latest or 0) + 1,
+        digest=digest,
+        base_fingerprint=report.base_fingerprint,
+        rank=report.rank,
+        num_parameters=report.num_parameters,
+        num_bytes=report.num_bytes,
+        has_evidence=has_evidence,
+        source=source,
+        job_id=job_id,
+        metrics=dict(metrics or {}),
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def _hold_expert(session: Session, *, name: str, domain: str | None, description: str) -> None:
+    # The upsert locks the expert's row, so that two writers cannot take the same version number.
+    upsert = insert(ExpertRow).values(name=name, domain=domain, description=description)
+    session.execute(
+        upsert.on_conflict_do_update(
+            index_elements=[ExpertRow.name],
+            set_={
+                "retired_at": None,
+                "domain": func.coalesce(upsert.excluded.domain, ExpertRow.domain),
+                "description": func.coalesce(func.nullif(upsert.excluded.description, ""), ExpertRow.description),
+            },
+        )
+    )
+
+
+def retire_expert(session: Session, name: str) -> None:
+    """Take `name` out of use; Conflict while the active release needs it. Its versions stay for the record."""
+    held = select(ExpertRow).where(ExpertRow.name == name).with_for_update()
+    row = session.scalar(held.execution_options(populate_existing=True))
+    if row is None:
+        raise unknown_expert(name, session.scalars(select(ExpertRow.name)).all())
+    release = active_release(session)
+    if release is not None and name in {column.version.expert_name for column in release.experts}:
+        raise Conflict(
+            f"Expert {name!r} speaks in the active {release.id}: activate a release without it first "
+            "(POST /releases, then POST /releases/{id}/activate).",
+            param="name",
+            code="expert_in_use",
+        )
+    if row.retired_at is None:
+        row.retired_at = datetime.now(UTC)
+        session.flush()
+
+
+def find_expert(session: Session, name: str) -> ExpertRow:
+    """The expert with its versions, oldest first; NotFound names close matches."""
+    row = session.scalar(select(ExpertRow).where(ExpertRow.name == name).options(selectinload(ExpertRow.versions)))
+    if row is None:
+        raise unknown_expert(name, session.scalars(select(ExpertRow.name)).all())
+    return row
+
+
+def unknown_expert(name: str, known: Sequence[str]) -> NotFound:
+    """The error for a name that is not registered, with the names that the caller may have meant."""
+    close = get_close_matches(name, [*known, BASE], n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else "GET /experts lists those that are."
+    return NotFound(f"No expert {name[:80]!r} is registered. {hint}", param="adapter_id", code="expert_not_found")
+
+
+def latest_versions(session: Session, names: Sequence[str] | None = None) -> list[ExpertVersionRow]:
+    """The newest version of each expert in use, by name; with `names`, of those, in that order, or NotFound."""
+    newest = (
+        select(ExpertVersionRow)
+        .join(ExpertRow)
+        .where(ExpertRow.retired_at.is_(None))
+        .ext(distinct_on(ExpertVersionRow.expert_name))
+        .order_by(ExpertVersionRow.expert_name, ExpertVersionRow.version.desc())
+        .options(joinedload(ExpertVersionRow.expert))
+    )
+    by_name = {row.expert_name: row for row in session.scalars(newest)}
+    if names is None:
+        return list(by_name.values())
+    for name in names:
+        if name not in by_name:
+            raise unknown_expert(name, list(by_name))
+    return [by_name[name] for name in names]
+
+
+def find_version(session: Session, name: str, version: int | None) -> ExpertVersionRow:
+    """Version `version` of an expert in use, or its newest; NotFound says which there are."""
+    if version is None:
+        return latest_versions(session, [name])[0]
+    expert = find_expert(session, name)
+    if expert.retired_at is not None:
+        raise Conflict(f"Expert {name!r} is retired: register it again to use it.", param="experts")
+    for row in expert.versions:
+        if row.version == version:
+            return row
+    there = ", ".join(str(row.version) for row in expert.versions)
+    raise NotFound(f"Expert {name!r} has no version {version}: there are {there}.", param="experts")
+
+
+def active_release(session: Session) -> ReleaseRow | None:
+    """The release that new requests run on, with its experts loaded."""
+    return session.scalar(_releases().where(ReleaseRow.status == VersionStatus.ACTIVE))
+
+
+def find_release(session: Session, number: int) -> ReleaseRow:
+    """The release with its experts loaded, or NotFound."""
+    known = 0 < number <= _MAX_RELEASE_NUMBER
+    row = session.scalar(_releases().where(ReleaseRow.number == number)) if known else None
+    if row is None:
+        raise NotFound(f"No release-{number}. GET /releases lists them.", param="release", code="release_not_found")
+    return row
+
+
+def list_releases(session: Session, *, before: int | None, limit: int) -> list[ReleaseRow]:
+    """Newest first, those older than number `before` if given."""
+    query = _releases().order_by(ReleaseRow.number.desc()).limit(limit)
+    if before is not None:
+        query = query.where(ReleaseRow.number < before)
+    return list(session.scalars(query))
+
+
+def create_release(  # noqa: PLR0913
+    session: Session,
+    *,
+    base_model: str,
+    base_fingerprint: str,
+    router_digest: str,
+    router_kind: str,
+    graph_digest: str | None,
+    version_ids: Sequence[int],
+    note: str,
+) -> ReleaseRow:
+    """A staged release; `version_ids` are its gate's columns in order, one version per expert, all for one base."""
+    versions = _versions_of_one_base(session, version_ids, base_fingerprint)
+    release = ReleaseRow(
+        base_model=base_model,
+        base_fingerprint=base_fingerprint,
+        router_digest=router_digest,
+        router_kind=router_kind,
+        graph_digest=graph_digest,
+        status=VersionStatus.STAGED,
+        note=note,
+    )
+    session.add(release)
+    session.flush()
+    session.add_all(
+        ReleaseExpertRow(release_number=release.number, position=position, version_id=version.id)
+        for position, version in enumerate(versions)
+    )
+    session.flush()
+    return find_release(session, release.number)
+
+
+def _versions_of_one_base(
+    session: Session, version_ids: Sequence[int], base_fingerprint: str
+) -> list[ExpertVersionRow]:
+    found = session.scalars(select(ExpertVersionRow).where(ExpertVersionRow.id.in_(version_ids)))
+    by_id = {row.id: row for row in found}
+    missing = [str(number) for number in version_ids if number not in by_id]
+    if missing:
+        raise NotFound(f"No expert version with id {', '.join(missing)}.", param="experts")
+    versions = [by_id[number] for number in version_ids]
+    names = [version.expert_name for version in versions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidRequest(
+            f"A release takes one version per expert; twice named: {', '.join(twice)}.", param="experts"
+        )
+    for version in versions:
+        if version.base_fingerprint != base_fingerprint:
+            raise Conflict(
+                f"Expert {version.expert_name!r} version {version.version} was made for another base model "
+                f"({version.base_fingerprint[:12]}… instead of {base_fingerprint[:12]}…): "
+                "train or import it for this one.",
+                param="experts",
+                code="base_model_mismatch",
+            )
+    return versions
+
+
+_ACTIVATE = text(
+    """
+    WITH demoted AS (
+        UPDATE releases SET status = 'retired'
+        WHERE status = 'active' AND number <> :number
+          AND (NOT CAST(:compare AS boolean) OR number = CAST(:expected AS integer))
+        RETURNING number
+    )
+    UPDATE releases SET status = 'active', activated_at = now()
+    WHERE number = :number AND (SELECT count(*) FROM demoted) >= :num_to_demote
+    RETURNING number
+    """
+)
+"""One statement: the old release steps down and the new one up, or neither. Reading `demoted` in the condition makes
+the first half run first; the unique index refuses a second active release that another process put there meanwhile."""
+
+
+def activate_release(session: Session, number: int, *, expected_active: int | Unset | None = UNSET) -> ReleaseRow:
+    """Make release `number` the active one, if the active one is `expected_active` (None: if none is).
+
+    Conflict when it is another, saying which; activating the active release again changes nothing.
+    """
+    release = find_release(session, number)
+    _hold_experts_in_use(session, release)
+    for _ in range(_ACTIVATION_ATTEMPTS):
+        active = _active_number(session)
+        if expected_active is not UNSET and active != expected_active:
+            raise _not_as_expected(expected_active, active)
+        if active == number or _swap_active(session, number, expected_active):
+            session.refresh(release, ["status", "activated_at"])
+            return release
+    raise Conflict(
+        f"Other activations kept coming in between: release-{number} is not active. Try again.",
+        param="release",
+        code="release_conflict",
+    )
+
+
+def _swap_active(session: Session, number: int, expected: int | Unset | None) -> bool:
+    parameters = {
+        "number": number,
+        "compare": expected is not UNSET,
+        "expected": expected if isinstance(expected, int) else None,
+        "num_to_demote": 1 if isinstance(expected, int) else 0,
+    }
+    try:
+        with session.begin_nested():
+            return session.execute(_ACTIVATE, parameters).first() is not None
+    except IntegrityError:
+        return False
+
+
+def _hold_experts_in_use(session: Session, release: ReleaseRow) -> None:
+    names = [column.version.expert_name for column in release.experts]
+    # Held until commit, so that none of them can be retired meanwhile; columns, because loaded rows would be stale.
+    held = select(ExpertRow.name, ExpertRow.retired_at).where(ExpertRow.name.in_(names)).order_by(ExpertRow.name)
+    retired = [name for name, at in session.execute(held.with_for_update(read=True)) if at is not None]
+    if retired:
+        raise Conflict(
+            f"{release.id} holds retired experts ({', '.join(retired)}): "
+            "register them again or make a release without them.",
+            param="release",
+            code="expert_retired",
+        )
+
+
+def _active_number(session: Session) -> int | None:
+    return session.scalar(select(ReleaseRow.number).where(ReleaseRow.status == VersionStatus.ACTIVE))
+
+
+def _not_as_expected(expected: int | Unset | None, active: int | None) -> Conflict:
+    def named(number: object) -> str:
+        return "none" if number is None else f"release-{number}"
+
+    return Conflict(
+        f"The active release is {named(active)}, not {named(expected)} as expected: look at it, then activate again.",
+        param="expected_active",
+        code="release_conflict",
+    )
+
+
+def _releases() -> Select[ReleaseRow]:
+    columns = selectinload(ReleaseRow.experts).joinedload(ReleaseExpertRow.version)
+    return select(ReleaseRow).options(columns.joinedload(ExpertVersionRow.expert))

@@ -1,0 +1,132 @@
+"""Jobs as they are submitted and shown."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobStatus, RouterKind
+
+ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
+FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
+
+
+class Spec(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExpertHyperparameters(Spec):
+    """LoRA and its training; the requirements' defaults where they state one."""
+
+    rank: int = Field(default=16, ge=1, le=256)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    use_rslora: bool = False
+    learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
+    num_epochs: float = Field(default=3.0, gt=0.0, le=1000.0)
+    max_steps: int | None = Field(default=None, ge=1)
+    max_length: int = Field(default=256, ge=8, le=131072)
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    packing: bool = True
+    completion_only_loss: bool = False
+    eval_steps: int | None = Field(default=None, ge=1, description="Default: ten evaluations in all.")
+    early_stopping_patience: int = Field(
+        default=3, ge=0, description="Evaluations without improvement; 0 = never stop early."
+    )
+    validation_fraction: float = Field(
+        default=0.05, gt=0.0, lt=0.5, description="Held out of the training file when no validation file is given."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class ExpertJobSpec(Spec):
+    """Train an expert from a file and, if asked, let it join the mixture."""
+
+    kind: Literal[JobKind.EXPERT] = JobKind.EXPERT
+    name: ExpertName
+    domain: str | None = Field(default=None, max_length=200)
+    description: str = Field(default="", max_length=2000)
+    training_file: FileId
+    validation_file: FileId | None = None
+    hyperparameters: ExpertHyperparameters = ExpertHyperparameters()
+    add_to_release: bool = False
+    activate: bool = False
+
+
+class RouterHyperparameters(Spec):
+    """Training of a learned router (ignored by `bayes`, which needs none)."""
+
+    num_steps: int = Field(default=300, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    max_length: int = Field(default=256, ge=8)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class RouterJobSpec(Spec):
+    """Make a router over a set of experts; settings not given come from the service's configuration."""
+
+    kind: Literal[JobKind.ROUTER] = JobKind.ROUTER
+    router: RouterKind = RouterKind.BAYES
+    experts: tuple[ExpertName, ...] | None = Field(default=None, description="Default: those of the active release.")
+    training_files: dict[ExpertName, FileId] = Field(
+        default={}, description="Text per expert; needed by `learned`, and by experts without evidence."
+    )
+    generic_file: FileId | None = Field(
+        default=None, description="Text of the base row; default: sampled from the base model."
+    )
+    settings: dict[str, Any] = Field(default={}, description="Overrides of the `router` settings by name.")
+    hyperparameters: RouterHyperparameters = RouterHyperparameters()
+    create_release: bool = True
+    activate: bool = False
+
+
+JobSpec = Annotated[ExpertJobSpec | RouterJobSpec, Field(discriminator="kind")]
+
+
+class JobProgress(BaseModel):
+    """Where a job is. `seconds_left` is an estimate from the steps done in this attempt."""
+
+    phase: str
+    step: int
+    total_steps: int | None
+    loss: float | None
+    seconds_left: float | None
+
+
+class Job(BaseModel):
+    """A job as the API shows it."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: JobKind
+    status: JobStatus
+    spec: dict[str, Any]
+    attempt: int
+    cancel_requested: bool
+    progress: JobProgress
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobEvent(BaseModel):
+    """One line of a job's history."""
+
+    id: int
+    object: Literal["job.event"] = "job.event"
+    at: datetime
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics", "status"]
+    message: str
+    data: dict[str, Any]

@@ -1,0 +1,157 @@
+"""What the router service sends an expert service, and what comes back: the contract of the hop.
+
+`POST /sequences` takes a SequenceRequest and answers `application/x-ndjson`: one JSON event a line,
+TokenEvent per generated token, then exactly one FinishedEvent or ErrorEvent. A plan carries all
+that a replica needs, so replicas are disposable.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.shared.schemas.sampling import SamplingParameters
+from services.shared.vocabulary import DIGEST_PATTERN, NAME_PATTERN, FinishReason, PlanMode
+
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
+
+
+class Wire(BaseModel):
+    """A frozen message; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExpertRef(Wire):
+    """One expert version: a name for people, a digest for storage."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: int = Field(ge=1)
+    digest: Digest
+
+
+class RoutingPlan(Wire):
+    """Which experts may speak in one request, and who decides.
+
+    ROUTED: `router` scores every token over `experts` (the columns of the gate, in order, then the base);
+    only `candidates` may be kept, the rest of the weight is renormalised. FIXED: `weights` per
+    candidate, the same at every token, used as given. BASE: no expert.
+    """
+
+    mode: PlanMode
+    release: str | None = None
+    router: Digest | None = None
+    graph: Digest | None = None
+    experts: tuple[ExpertRef, ...] = ()
+    candidates: tuple[str, ...] = ()
+    weights: dict[str, float] = {}
+
+
+class SequenceRequest(Wire):
+    """One sequence to generate."""
+
+    request_id: str = Field(min_length=1, max_length=128)
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
+    sampling: SamplingParameters
+    plan: RoutingPlan
+    prompt_logprobs: bool = False
+
+
+class TokenEvent(Wire):
+    """One generated token.
+
+    `gates` are the weights under which it was predicted, base included; in ROUTED mode they sum to 1.
+    """
+
+    type: Literal["token"] = "token"
+    index: int
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    gates: dict[str, float]
+
+
+class SequenceTimings(Wire):
+    """Milliseconds."""
+
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
+class FinishedEvent(Wire):
+    """The end of a sequence. `generated_text` excludes a matched stop sequence's overhang, as TGI does."""
+
+    type: Literal["finished"] = "finished"
+    finish_reason: FinishReason
+    generated_text: str
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    seed: int | None
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    timings: SequenceTimings
+
+
+class ErrorEvent(Wire):
+    """A sequence that could not go on; the error body of the API."""
+
+    type: Literal["error"] = "error"
+    message: str
+    code: str
+
+
+SequenceEvent = Annotated[TokenEvent | FinishedEvent | ErrorEvent, Field(discriminator="type")]
+
+
+class ScoresRequest(Wire):
+    """`POST /scores`: what the gate makes of a prompt, without generating."""
+
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
+    plan: RoutingPlan
+
+
+class ScoresResponse(Wire):
+    """Per prompt token: scores over `columns` (experts, then base) and the kept, normalised weights."""
+
+    columns: tuple[str, ...]
+    scores: tuple[tuple[float, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+class AdapterCheckRequest(Wire):
+    """`POST /adapters/check`: verify a published artifact against the base model this replica hosts."""
+
+    digest: Digest
+
+
+class AdapterReport(Wire):
+    """What an adapter holds, as verified against the base model."""
+
+    rank: int
+    num_parameters: int
+    num_bytes: int
+    target_modules: tuple[str, ...]
+    lowest_layer: int
+    base_fingerprint: str
+
+
+class BaseModelInfo(Wire):
+    """`GET /base`: the hosted base model."""
+
+    name: str
+    fingerprint: str
+    max_context: int
+    vocab_size: int
+    dtype: str
+    num_parameters: int
+
+
+class ReplicaStatus(Wire):
+    """`GET /status`: load and residency of a replica."""
+
+    running: int
+    waiting: int
+    num_slots: int
+    resident: tuple[str, ...]
+    pinned: tuple[str, ...]
+    resident_bytes: int

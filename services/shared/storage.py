@@ -1,0 +1,82 @@
+"""Files on disk: uploads by id, artifacts by the SHA-256 of their content (DESIGN D5)."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from services.shared.errors import NotFound
+from services.shared.vocabulary import DIGEST_PATTERN
+
+UPLOAD_ID_PATTERN = r"^file-[0-9a-f]{32}$"
+_CHUNK_BYTES = 1024 * 1024
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the relative names, sizes and bytes of all files below `folder`, in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix().encode()
+        digest.update(b"%d:%s:%d:" % (len(name), name, path.stat().st_size))
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Storage:
+    """One folder that every service sees: `uploads/`, `artifacts/` and `staging/`.
+
+    Names that arrive from outside are matched against a pattern before they touch a path, so nothing
+    outside the root can be reached; artifacts are published by one rename, so none is half-written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.uploads = self.root / "uploads"
+        self.artifacts = self.root / "artifacts"
+        self.staging = self.root / "staging"
+        for folder in (self.uploads, self.artifacts, self.staging):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def stage(self) -> Iterator[Path]:
+        """A fresh folder to build an artifact in; removed at the end whatever happened."""
+        folder = Path(tempfile.mkdtemp(dir=self.staging))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path) -> str:
+        """Copy `folder` into the artifacts under the digest of its content and return the digest; idempotent."""
+        digest = folder_digest(folder)
+        target = self.artifacts / digest
+        if target.exists():
+            return digest
+        with self.stage() as staged:
+            copy = staged / digest
+            shutil.copytree(folder, copy)
+            try:
+                os.replace(copy, target)
+            except OSError:
+                # Another process published the same content first: equal digest, equal bytes.
+                if not target.exists():
+                    raise
+        return digest
+
+    def artifact(self, digest: str) -> Path:
+        """The folder of a published artifact. Raises NotFound for anything that is not one."""
+        if not re.fullmatch(DIGEST_PATTERN, digest) or not (self.artifacts / digest).is_dir():
+            raise NotFound(f"No artifact {digest[:80]!r} in storage.", param="digest")
+        return self.artifacts / digest
+
+    def upload(self, file_id: str) -> Path:
+        """Where the bytes of an uploaded file are (or will be)."""
+        if not re.fullmatch(UPLOAD_ID_PATTERN, file_id):
+            raise NotFound(f"No file {file_id[:80]!r}.", param="file")
+        return self.uploads / file_id

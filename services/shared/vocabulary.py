@@ -1,0 +1,86 @@
+"""The words every part of the system uses for states and kinds. One idea, one word (docs/GLOSSARY.md)."""
+
+from enum import StrEnum
+from typing import Final
+
+BASE: Final = "base"
+"""The base model's own name wherever experts are named: in plans, gates and attributions."""
+
+MAX_NAME_LENGTH: Final = 64
+NAME_PATTERN: Final = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
+"""Names of experts: lower case, digits, `_`, `-`; 1-64 characters. `base` is reserved."""
+
+DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
+"""SHA-256 in hexadecimal: the name of an artifact in content-addressed storage."""
+
+
+class PlanMode(StrEnum):
+    """Who decides which experts speak."""
+
+    ROUTED = "routed"  # the release's router, token by token
+    FIXED = "fixed"  # the request: one expert, or a set with weights
+    BASE = "base"  # nobody: the base model alone
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the first three are TGI's words."""
+
+    LENGTH = "length"
+    EOS_TOKEN = "eos_token"
+    STOP_SEQUENCE = "stop_sequence"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+class RouterKind(StrEnum):
+    """How gate scores come about (DESIGN D2)."""
+
+    BAYES = "bayes"
+    LEARNED = "learned"
+
+
+class GateType(StrEnum):
+    """Which scores are kept (the requirements' `router_type`)."""
+
+    THRESHOLD = "threshold"
+    TOPK = "topk"
+
+
+class EvidenceKind(StrEnum):
+    """What an expert's evidence model reads."""
+
+    BIGRAM = "bigram"
+    TRUNK = "trunk"
+
+
+class VersionStatus(StrEnum):
+    """Life of an expert version and of a release."""
+
+    STAGED = "staged"
+    ACTIVE = "active"
+    RETIRED = "retired"
+
+
+class JobKind(StrEnum):
+    """What a job makes."""
+
+    EXPERT = "expert"
+    ROUTER = "router"
+
+
+class JobStatus(StrEnum):
+    """Life of a job; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing can change any more."""
+        return self in FINAL_JOB_STATUSES
+
+
+FINAL_JOB_STATUSES: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})

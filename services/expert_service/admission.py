@@ -1,0 +1,114 @@
+"""From a request to a sequence: everything that can be refused is refused here, before the first byte of an answer."""
+
+import math
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Final
+
+from services.expert_service.adapter_cache import AdapterCache
+from services.expert_service.adapter_loader import AdapterLoader, ScorerLoader
+from services.expert_service.answer_text import AnswerText
+from services.expert_service.sampling import TokenChooser
+from services.expert_service.sequence import PlannedAdapter, Sequence
+from services.expert_service.sequence_gate import Scorer, SequenceGate
+from services.shared.errors import InvalidRequest, PromptTooLong
+from services.shared.modeling.base_model import LoadedBase
+from services.shared.schemas.sequences import RoutingPlan, SequenceRequest
+from services.shared.vocabulary import PlanMode
+
+MAX_STOP_CHARACTERS: Final = 256
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Builds sequences for one replica. Reads disks: call it off the event loop."""
+
+    base: LoadedBase
+    vocab_size: int
+    adapters: AdapterLoader
+    scorers: ScorerLoader
+    slots: AdapterCache
+
+    def prepare(self, request: SequenceRequest) -> Sequence:
+        """A sequence ready to submit, its adapters and router in memory. Raises what the caller must be told."""
+        self._check_lengths(request)
+        check_stop(request.sampling.stop)
+        check_plan(request.plan)
+        planned = self._planned(request.plan)
+        self.slots.check_fits(planned)
+        scorer = self.scorer(request.plan) if request.plan.mode is PlanMode.ROUTED else None
+        lowest = min((item.adapter.report.lowest_layer for item in planned), default=None)
+        return Sequence(
+            request=request,
+            gate=SequenceGate.of(request.plan, scorer, lowest_layer=lowest),
+            adapters=planned,
+            chooser=TokenChooser(request.sampling, vocab_size=self.vocab_size, device=self.base.device),
+            text=AnswerText(self.base.tokenizer, prompt_ids=request.prompt_ids, stop=request.sampling.stop),
+        )
+
+    def scorer(self, plan: RoutingPlan) -> Scorer:
+        """The router of a routed plan."""
+        check_plan(plan)
+        if plan.mode is not PlanMode.ROUTED:
+            raise InvalidRequest(
+                "Only a routed plan has scores; this plan names its experts itself.", param="plan.mode"
+            )
+        return self.scorers.load(plan)
+
+    def check_prompt(self, prompt_ids: Items[int]) -> None:
+        """Ids must be the tokenizer's."""
+        if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
+            raise InvalidRequest(f"prompt_ids must lie in 0..{self.vocab_size - 1}.", param="prompt_ids")
+        if len(prompt_ids) > self.base.max_context:
+            raise PromptTooLong(
+                f"The prompt has {len(prompt_ids)} tokens, the context ends at {self.base.max_context}. Shorten it.",
+                param="prompt_ids",
+            )
+
+    def _check_lengths(self, request: SequenceRequest) -> None:
+        self.check_prompt(request.prompt_ids)
+        num_prompt, num_new = len(request.prompt_ids), request.sampling.max_new_tokens
+        if num_prompt + num_new > self.base.max_context:
+            raise PromptTooLong(
+                f"{num_prompt} prompt tokens and {num_new} new ones exceed the context of {self.base.max_context}. "
+                "Shorten the prompt or lower max_new_tokens.",
+                param="max_new_tokens" if num_prompt < self.base.max_context else "prompt_ids",
+            )
+
+    def _planned(self, plan: RoutingPlan) -> tuple[PlannedAdapter, ...]:
+        by_name = {expert.name: expert for expert in plan.experts}
+        if len(plan.candidates) > self.slots.num_slots:
+            raise InvalidRequest(
+                f"The plan names {len(plan.candidates)} experts, this replica has {self.slots.num_slots} slots. "
+                "Name fewer candidates, or raise expert_service.num_slots.",
+                param="plan.candidates",
+                code="too_many_experts",
+            )
+        return tuple(self.adapters.load(by_name[name]) for name in plan.candidates)
+
+
+def check_stop(stop: Items[str]) -> None:
+    """Stop strings must say something, and not too much."""
+    if any(not string or len(string) > MAX_STOP_CHARACTERS for string in stop):
+        raise InvalidRequest(f"Each stop string must have 1 to {MAX_STOP_CHARACTERS} characters.", param="stop")
+
+
+def check_plan(plan: RoutingPlan) -> None:
+    """A plan must carry what its mode needs, without contradictions."""
+    names = [expert.name for expert in plan.experts]
+    if len(set(names)) != len(names) or len(set(plan.candidates)) != len(plan.candidates):
+        raise InvalidRequest("The plan names an expert twice.", param="plan.experts")
+    unknown = sorted(set(plan.candidates) - set(names))
+    if unknown:
+        raise InvalidRequest(f"The plan's candidates {unknown} are not among its experts.", param="plan.candidates")
+    if plan.mode is PlanMode.ROUTED and plan.router is None:
+        raise InvalidRequest("A routed plan needs a router.", param="plan.router")
+    if plan.mode is PlanMode.FIXED:
+        _check_fixed_weights(plan)
+
+
+def _check_fixed_weights(plan: RoutingPlan) -> None:
+    if set(plan.weights) != set(plan.candidates) or not plan.candidates:
+        raise InvalidRequest("A fixed plan needs one weight for each of its candidates.", param="plan.weights")
+    if not all(math.isfinite(weight) for weight in plan.weights.values()):
+        raise InvalidRequest("A plan's weights must be finite numbers.", param="plan.weights")

@@ -1,0 +1,95 @@
+"""One request in flight on this replica."""
+
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from enum import Enum
+
+from services.expert_service.answer_text import AnswerText
+from services.expert_service.sampling import TokenChooser
+from services.expert_service.sequence_gate import SequenceGate
+from services.shared.modeling.adapter_files import Adapter
+from services.shared.schemas.sequences import SequenceRequest, SequenceTimings
+from services.shared.vocabulary import FinishReason
+
+
+class Phase(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"  # for a row of the cache, or for slots
+    PREFILL = "prefill"  # its prompt is being read
+    DECODE = "decode"  # one token per step
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class PlannedAdapter:
+    """An expert that may speak in a sequence, verified and in host memory."""
+
+    name: str
+    digest: str
+    adapter: Adapter
+
+
+@dataclass
+class SequenceClock:
+    """When things happened, in seconds of the monotonic clock."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    admitted: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+    def timings(self) -> SequenceTimings:
+        """Milliseconds in the queue, in prefill and in decoding so far."""
+        end = self.finished or time.monotonic()
+        admitted = self.admitted or end
+        first_token = self.first_token or end
+        return SequenceTimings(
+            queue_ms=round(1000 * (admitted - self.arrived), 3),
+            prefill_ms=round(1000 * (first_token - admitted), 3),
+            decode_ms=round(1000 * (end - first_token), 3),
+        )
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request with all that the engine remembers of it. Owned by the engine's thread once submitted."""
+
+    request: SequenceRequest
+    gate: SequenceGate
+    adapters: Items[PlannedAdapter]
+    chooser: TokenChooser
+    text: AnswerText
+    clock: SequenceClock = field(default_factory=SequenceClock)
+    phase: Phase = Phase.WAITING
+    row: int | None = None
+    slots: Mapping[str, int] = field(default_factory=dict)
+    generated_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    """Tokens whose keys and values are in the cache."""
+    last_gates: dict[str, float] = field(default_factory=dict)
+    """The weights at the last computed token: those under which the next one is predicted."""
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    cancelled: bool = False
+    """Set from any thread; the engine looks at it between steps."""
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_prompt_left(self) -> int:
+        """Prompt tokens still to be read."""
+        return max(0, self.num_prompt - self.num_computed)
+
+    def token_ids(self, start: int, count: int) -> list[int]:
+        """Ids from the prompt and what followed."""
+        if start >= self.num_prompt:
+            begin = start - self.num_prompt
+            return self.generated_ids[begin : begin + count]
+        ids = list(self.request.prompt_ids[start : start + count])
+        return ids + self.generated_ids[: count - len(ids)]

@@ -1,0 +1,74 @@
+"""What /docs shows beside the schemas: the error shape and bodies to try."""
+
+from typing import Any, Final
+
+from fastapi.openapi.models import Example
+from pydantic import BaseModel
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, and what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The one error shape."""
+
+    error: ErrorDetail
+
+
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is wrong, names what is not there, or comes too early."},
+    "5XX": {
+        "model": ErrorBody,
+        "description": "A part of the service is down or failed; Retry-After says when to try.",
+    },
+}
+
+GENERATE_EXAMPLES: Final[dict[str, Example]] = {
+    "routed": {
+        "summary": "The release decides which experts speak",
+        "value": {
+            "inputs": "Tom has 3 apples and buys 4 more. How many apples does he have?",
+            "parameters": {"max_new_tokens": 32, "details": True},
+        },
+    },
+    "one expert": {
+        "summary": "One expert by name",
+        "value": {"inputs": "def add(a, b):", "parameters": {"adapter_id": "code", "max_new_tokens": 24}},
+    },
+    "a set": {
+        "summary": "Experts with fixed weights, sampled",
+        "value": {
+            "inputs": "Once upon a time",
+            "parameters": {"experts": {"creative": 0.7, "code": 0.3}, "temperature": 0.8, "seed": 7},
+        },
+    },
+    "base": {
+        "summary": "The base model alone",
+        "value": {"inputs": "Once upon a time", "parameters": {"adapter_id": "base", "max_new_tokens": 24}},
+    },
+}
+
+JOB_EXAMPLES: Final[dict[str, Example]] = {
+    "expert": {
+        "summary": "Train an expert and let it join the mixture",
+        "value": {
+            "kind": "expert",
+            "name": "math",
+            "domain": "math",
+            "training_file": "file-0123456789abcdef0123456789abcdef",
+            "hyperparameters": {"max_steps": 200},
+            "add_to_release": True,
+            "activate": True,
+        },
+    },
+    "router": {
+        "summary": "Make a Bayes router over the active release's experts",
+        "value": {"kind": "router", "router": "bayes", "create_release": True, "activate": False},
+    },
+}

@@ -1,0 +1,42 @@
+"""`POST /route`: where a prompt would go, without generating."""
+
+from fastapi import APIRouter
+
+from services.router_service.api.examples import ERRORS
+from services.router_service.dependencies import ResourcesDep
+from services.router_service.pipeline import RoutedPrompt
+from services.router_service.schemas.routing_log import Plan, PlannedExpert, RouteRequest, RouteResponse, ScoredToken
+from services.shared.schemas.sequences import RoutingPlan
+
+router = APIRouter(tags=["generation"], responses=ERRORS)
+
+
+@router.post("/route")
+async def route(body: RouteRequest, resources: ResourcesDep) -> RouteResponse:
+    """Score a prompt: its tokens, the gate's scores and weights after each, and the plan of a request with it."""
+    prompt = await resources.pipeline.route(body.inputs, body.parameters)
+    texts = resources.tokenizer.tokens(prompt.token_ids)
+    return RouteResponse(
+        release=prompt.plan.release,
+        confidence=prompt.confidence,
+        plan=_shown(prompt.plan),
+        num_tokens=len(prompt.token_ids),
+        tokens=_scored(prompt, texts),
+    )
+
+
+def _shown(plan: RoutingPlan) -> Plan:
+    experts = [
+        PlannedExpert(name=expert.name, version=expert.version, candidate=expert.name in plan.candidates)
+        for expert in plan.experts
+    ]
+    return Plan(mode=plan.mode, experts=experts, weights=plan.weights)
+
+
+def _scored(prompt: RoutedPrompt, texts: list[str]) -> list[ScoredToken]:
+    scores_TC = prompt.scores.scores_TC.tolist() if prompt.scores else [[]] * len(texts)
+    columns = prompt.scores.columns if prompt.scores else ()
+    return [
+        ScoredToken(id=token_id, text=text, scores=dict(zip(columns, scores_C, strict=True)), weights=dict(weights))
+        for token_id, text, scores_C, weights in zip(prompt.token_ids, texts, scores_TC, prompt.gates(), strict=True)
+    ]

@@ -1,0 +1,105 @@
+"""Sends a whole request to one replica; elsewhere, or once more, only while no token has been sent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Final
+
+from services.router_service.expert_client import ConnectionBroken, ReplicaDown
+from services.router_service.replicas import Replica, Replicas
+from services.shared.errors import AmoeError, ExpertServiceFailed, Overloaded, Unavailable
+from services.shared.schemas.sequences import ErrorEvent, FinishedEvent, SequenceEvent, SequenceRequest
+from services.shared.telemetry import get_logger
+from services.shared.vocabulary import FinishReason
+
+log = get_logger(__name__)
+
+_ROUNDS: Final = 2
+"""Times that every replica is tried before a request is given up."""
+_PAUSE_S: Final = 0.2
+_WORTH_ANOTHER: Final = (ReplicaDown, ConnectionBroken, Overloaded, Unavailable)
+
+
+class OpenSequence:
+    """A sequence whose first event is there. Iterate over the events, close it in any case: that cancels the rest."""
+
+    def __init__(self, resources: AsyncExitStack, first: SequenceEvent, rest: AsyncIterator[SequenceEvent]) -> None:
+        self._resources = resources
+        self._first: SequenceEvent | None = first
+        self._rest = rest
+        self.is_open = True
+
+    async def events(self, deadline: float) -> AsyncIterator[SequenceEvent]:
+        """The events, the last one a FinishedEvent; raises when the replica breaks off or `deadline` passes."""
+        event = self._first
+        while event is not None:
+            if isinstance(event, ErrorEvent):
+                raise ExpertServiceFailed(event.message, code=event.code)
+            if isinstance(event, FinishedEvent):
+                yield _with_proper_end(event)
+                return
+            yield event
+            event = await _next(self._rest, deadline)
+        raise ConnectionBroken("The expert service broke off in the middle: send the request again.")
+
+    async def close(self) -> None:
+        """Hang up; the replica drops the sequence if it is not done."""
+        self.is_open = False
+        await self._resources.aclose()
+
+
+class Dispatcher:
+    """Chooses replicas and opens sequences on them."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+
+    async def open(self, request: SequenceRequest, *, base_fingerprint: str | None, deadline: float) -> OpenSequence:
+        """A sequence that has begun: refusals and dead replicas show here, before anything is answered."""
+        last: AmoeError | None = None
+        for attempt in range(_ROUNDS):
+            for replica in self._replicas.ranked(request.plan, base_fingerprint):
+                try:
+                    return await self._open_on(replica, request, deadline)
+                except _WORTH_ANOTHER as error:
+                    log.warning("replica could not take it", replica=replica.client.url, reason=error.message)
+                    last = _graver(last, error)
+            if isinstance(last, Overloaded):
+                break
+            if attempt + 1 < _ROUNDS:
+                await asyncio.sleep(_PAUSE_S)
+        assert last is not None
+        raise last
+
+    async def _open_on(self, replica: Replica, request: SequenceRequest, deadline: float) -> OpenSequence:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(replica.occupied())
+            events = await stack.enter_async_context(replica.client.sequence(request))
+            first = await _next(events, deadline)
+            if first is None:
+                raise ConnectionBroken("The expert service closed the connection at once: send the request again.")
+            if isinstance(first, ErrorEvent):
+                raise ConnectionBroken(first.message, code=first.code)
+            return OpenSequence(stack.pop_all(), first, events)
+        raise AssertionError("unreachable")
+
+
+async def _next(events: AsyncIterator[SequenceEvent], deadline: float) -> SequenceEvent | None:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(events, None)
+    except TimeoutError:
+        raise ExpertServiceFailed(
+            "The answer took longer than request_timeout_s: ask for fewer tokens, or try again.", code="timed_out"
+        ) from None
+
+
+def _with_proper_end(event: FinishedEvent) -> FinishedEvent:
+    if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
+        raise ExpertServiceFailed("The expert service gave the sequence up: send the request again.")
+    return event
+
+
+def _graver(before: AmoeError | None, now: AmoeError) -> AmoeError:
+    # When one replica is full and another is down, waiting for the full one is the better advice.
+    return before if isinstance(before, Overloaded) else now

@@ -1,0 +1,111 @@
+"""One answer in the making: its events, what is remembered of it, and the end in every case."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from services.router_service.attribution import attribute
+from services.router_service.dispatch import OpenSequence
+from services.router_service.metrics import Metrics
+from services.router_service.request_log import RequestLog, RequestRecord
+from services.router_service.schemas.generation import Routing
+from services.shared.errors import AmoeError
+from services.shared.schemas.sequences import FinishedEvent, TokenEvent
+from services.shared.vocabulary import FinishReason
+
+
+@dataclass(frozen=True)
+class RequestClock:
+    """When a request came (performance counter) and when it must be done (event loop time)."""
+
+    started_at: float
+    deadline: float
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it came."""
+        return time.perf_counter() - self.started_at
+
+
+class Generation:
+    """A sequence that has begun. Read its tokens, then `finished`; close it in any case, which cancels what is left."""
+
+    def __init__(
+        self,
+        *,
+        sequence: OpenSequence,
+        record: RequestRecord,
+        request_log: RequestLog,
+        metrics: Metrics,
+        place: ExitStack,
+        clock: RequestClock,
+    ) -> None:
+        self.record = record
+        self.finished: FinishedEvent | None = None
+        self._sequence = sequence
+        self._request_log = request_log
+        self._metrics = metrics
+        self._place = place
+        self._clock = clock
+
+    async def tokens(self) -> AsyncIterator[TokenEvent]:
+        """The generated tokens as they come; afterwards `finished` is set. Raises when the replica breaks off."""
+        try:
+            async for event in self._sequence.events(self._clock.deadline):
+                if isinstance(event, TokenEvent):
+                    self._note(event)
+                    yield event
+                elif isinstance(event, FinishedEvent):
+                    self._finish(event)
+        except AmoeError as error:
+            self.record.finish_reason = FinishReason.ERROR
+            self.record.error = error.body()["error"]
+            raise
+
+    def routing(self) -> Routing:
+        """Who wrote the answer, as the API tells it."""
+        return Routing(
+            request_id=self.record.id,
+            release=self.record.plan.release,
+            confidence=self.record.confidence,
+            attribution=list(self.record.attribution),
+        )
+
+    async def close(self) -> None:
+        """Hang up, give the place back, and remember what happened. The second time does nothing."""
+        with self._place.pop_all():
+            if self._sequence.is_open:
+                self._conclude()
+                await self._sequence.close()
+
+    def _note(self, event: TokenEvent) -> None:
+        if not self.record.token_ids:
+            seconds = self._clock.elapsed_s
+            self._metrics.first_token_seconds.observe(seconds)
+            self.record.timings["first_token_ms"] = round(1000 * seconds, 3)
+        self.record.token_ids.append(event.id)
+        self.record.gates.append(event.gates)
+        self.record.generated_text += event.text
+
+    def _finish(self, event: FinishedEvent) -> None:
+        self.finished = event
+        self.record.generated_text = event.generated_text
+        self.record.finish_reason = event.finish_reason
+        self.record.engine_timings = event.timings
+        self.record.attribution = attribute(self.record.gates)
+
+    def _conclude(self) -> None:
+        record = self.record
+        if record.finish_reason is None:
+            record.finish_reason = FinishReason.CANCELLED
+        if self.finished is None:
+            record.attribution = attribute(record.gates)
+        seconds = self._clock.elapsed_s
+        record.timings["total_ms"] = round(1000 * seconds, 3)
+        self._metrics.request_seconds.observe(seconds)
+        self._metrics.requests.labels(record.endpoint, record.finish_reason).inc()
+        self._metrics.count_tokens(
+            num_prompt=len(record.prompt_ids), num_generated=len(record.token_ids), attribution=record.attribution
+        )
+        self._request_log.remember(record)

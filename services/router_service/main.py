@@ -1,0 +1,186 @@
+"""The router service: the public API. `python -m services.router_service.main` runs it until SIGTERM or SIGINT."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+import httpx
+import uvicorn
+from fastapi import FastAPI, Request
+
+from services.router_service.api import experts, files, generate, health, jobs, releases, requests, route
+from services.router_service.api.disconnect import install_disconnect_handler
+from services.router_service.api.docs import install_docs
+from services.router_service.catalog import Catalog
+from services.router_service.dependencies import Resources
+from services.router_service.http_protocol import BoundedHttpProtocol
+from services.router_service.metrics import Metrics
+from services.router_service.pipeline import Pipeline
+from services.router_service.replicas import Replicas
+from services.router_service.request_log import RequestLog
+from services.router_service.scoring import PromptReader
+from services.router_service.transactions import Transactions
+from services.shared.config import RouterServiceSettings, Settings
+from services.shared.database.session import open_engine
+from services.shared.errors import AmoeError, Overloaded
+from services.shared.queue import celery_client
+from services.shared.storage import Storage
+from services.shared.telemetry import configure_logging, get_logger
+from services.shared.tokenizer import Tokenizer, load_tokenizer
+from services.shared.vocabulary import JobKind
+from services.shared.web import install_error_handlers, install_middleware
+
+log = get_logger(__name__)
+
+SERVICE: Final = "router"
+_BODY_BYTES_PER_PROMPT_BYTE: Final = 6
+"""JSON may write any character as \\uXXXX."""
+
+_MULTIPART_OVERHEAD_BYTES: Final = 80 * 1024**2
+"""Room for the other parts of an expert's upload: exemplars, configuration, boundaries."""
+
+_TGI_PATHS: Final = frozenset({"/", "/generate", "/generate_stream"})
+_SHUTDOWN_S: Final = 5
+_ROUTES: Final = (generate, route, experts, files, jobs, releases, requests, health)
+
+OpenHttp = Callable[[RouterServiceSettings], httpx.AsyncClient]
+
+
+def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_http: OpenHttp | None = None) -> FastAPI:
+    """The application; its resources live as long as its lifespan. `open_http` reaches the expert replicas.
+
+    Raises InvalidRequest when the base model's tokenizer cannot be read.
+    """
+    known_tokenizer = tokenizer or load_tokenizer(settings.base_model)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_resources(settings, known_tokenizer, open_http or _open_http) as resources:
+            app.state.resources = resources
+            yield
+
+    app = FastAPI(
+        title="Adaptive MoE",
+        summary="One frozen language model and many LoRA experts, chosen token by token.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    install_error_handlers(app, more=_tgi_error_type, union_tags=list(JobKind))
+    install_disconnect_handler(app)
+    uploads = settings.storage.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES
+    install_middleware(
+        app,
+        max_body_bytes=_BODY_BYTES_PER_PROMPT_BYTE * settings.router_service.max_prompt_bytes + 64 * 1024,
+        upload_limits={"/files": uploads, "/experts": uploads},
+        api_key=settings.router_service.api_key,
+    )
+    for module in _ROUTES:
+        app.include_router(module.router)
+    install_docs(app)
+    return app
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, tokenizer: Tokenizer, open_http: OpenHttp) -> AsyncIterator[Resources]:
+    """Everything the routes need, closed in reverse order; the catalog and the replicas have been looked at once."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        engine = open_engine(settings.database, application_name=SERVICE)
+        transactions = Transactions(engine, num_threads=settings.database.pool_size)
+        stack.callback(transactions.close)
+        http = await stack.enter_async_context(open_http(settings.router_service))
+        resources = _connect(settings, metrics, tokenizer, transactions, http)
+        stack.push_async_callback(resources.request_log.flush)
+        await asyncio.gather(resources.catalog.try_refresh(), resources.replicas.look())
+        for work in (
+            resources.catalog.keep_fresh,
+            resources.replicas.keep_watching,
+            resources.request_log.keep_writing,
+        ):
+            stack.push_async_callback(_stop, asyncio.create_task(work()))
+        yield resources
+
+
+def _connect(
+    settings: Settings, metrics: Metrics, tokenizer: Tokenizer, transactions: Transactions, http: httpx.AsyncClient
+) -> Resources:
+    own = settings.router_service
+    storage = Storage(settings.storage.root)
+    catalog = Catalog(
+        transactions=transactions,
+        storage=storage,
+        vocab_size=tokenizer.vocab_size,
+        poll_s=own.catalog_poll_s,
+        metrics=metrics,
+    )
+    replicas = Replicas(own.expert_urls, http, metrics)
+    reader = PromptReader(tokenizer, max_prompt_bytes=own.max_prompt_bytes, remote=replicas)
+    request_log = RequestLog(transactions, metrics, max_waiting=own.request_log_queue, store_prompts=own.store_prompts)
+    pipeline = Pipeline(
+        catalog=catalog, reader=reader, replicas=replicas, request_log=request_log, metrics=metrics, settings=own
+    )
+    return Resources(
+        settings=settings,
+        metrics=metrics,
+        storage=storage,
+        tokenizer=tokenizer,
+        transactions=transactions,
+        catalog=catalog,
+        replicas=replicas,
+        reader=reader,
+        request_log=request_log,
+        pipeline=pipeline,
+        queue=celery_client(settings),
+    )
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _open_http(settings: RouterServiceSettings) -> httpx.AsyncClient:
+    timeout = httpx.Timeout(settings.request_timeout_s, connect=settings.connect_timeout_s)
+    # As many connections as requests are admitted; the pool must not be a second, hidden queue.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.max_concurrent_requests)
+    return httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
+
+
+def _tgi_error_type(request: Request, error: AmoeError) -> dict[str, str]:
+    """TGI's clients read `error_type` beside `error`."""
+    if request.url.path not in _TGI_PATHS:
+        return {}
+    if isinstance(error, Overloaded):
+        return {"error_type": "overloaded"}
+    return {"error_type": "validation" if error.status < 500 else "generation"}
+
+
+def main() -> None:
+    """Run until told to stop; answers in the making get five seconds to end."""
+    settings = Settings()
+    configure_logging(settings.telemetry, service=SERVICE)
+    try:
+        app = build_app(settings)
+    except AmoeError as error:
+        log.error("cannot start", reason=error.message)
+        sys.exit(2)
+    own = settings.router_service
+    uvicorn.run(
+        app,
+        host=own.host,
+        port=own.port,
+        loop="auto",
+        http=BoundedHttpProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+
+
+if __name__ == "__main__":
+    main()

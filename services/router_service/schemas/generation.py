@@ -1,0 +1,242 @@
+"""`/generate` as TGI's and LoRAX's clients speak it; our own additions are under `routing`."""
+
+from typing import Annotated, Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from services.shared.vocabulary import FinishReason
+
+MAX_STOP_SEQUENCES: Final = 16
+MAX_STOP_CHARACTERS: Final = 1024
+MAX_FIXED_EXPERTS: Final = 64
+
+FixedWeight = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
+Finite = Field(allow_inf_nan=False)
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+NewTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+_DEFAULTS_OF_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "typical_p": (1,),
+    "watermark": (False,),
+    "grammar": (),
+    "response_format": (),
+    "top_n_tokens": (0,),
+    "return_k_alternatives": (0,),
+    "apply_chat_template": (False,),
+    "adapter_source": (),
+    "api_token": (),
+    "tools": (),
+    "tool_choice": (),
+    "logit_bias": ({},),
+}
+"""Fields of TGI and LoRAX that would change the answer and are not offered: null and these values ask for nothing."""
+
+
+class MergedAdapters(BaseModel):
+    """LoRAX's way to name several experts with weights; only `linear` exists here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: tuple[str, ...] = Field(min_length=1, max_length=MAX_FIXED_EXPERTS)
+    weights: tuple[FixedWeight, ...] = ()
+    merge_strategy: str = "linear"
+    density: float = Field(default=0.0, ge=0.0, le=1.0)
+    majority_sign_method: str = "total"
+
+    @model_validator(mode="after")
+    def _is_linear_and_paired(self) -> Self:
+        if self.merge_strategy != "linear":
+            raise ValueError(
+                f"merge_strategy {self.merge_strategy[:20]!r} is not supported: experts are mixed linearly."
+            )
+        if self.weights and len(self.weights) != len(self.ids):
+            raise ValueError("weights must be as many as ids.")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("ids names an expert twice.")
+        return self
+
+    def as_weights(self) -> dict[str, float]:
+        """Name to weight; without weights every expert counts 1, as in LoRAX."""
+        return dict(zip(self.ids, self.weights or (1.0,) * len(self.ids), strict=True))
+
+
+class GenerateParameters(BaseModel):
+    """How to generate, and who may speak: nothing named means that the active release decides token by token."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    adapter_id: str | None = Field(
+        default=None, min_length=1, max_length=200, description="One expert by name, or `base` for none."
+    )
+    experts: dict[str, FixedWeight] | None = Field(
+        default=None, min_length=1, max_length=MAX_FIXED_EXPERTS, description="Experts with fixed weights."
+    )
+    merged_adapters: MergedAdapters | None = None
+    max_new_tokens: NewTokens | None = Field(default=None, description="Default: the service's setting.")
+    do_sample: bool = False
+    temperature: float | None = Field(default=None, ge=0.0, le=100.0, description="0 is greedy.")
+    top_k: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    repetition_penalty: float | None = Field(default=None, gt=0.0, le=10.0)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: tuple[Stop, ...] = Field(default=(), max_length=MAX_STOP_SEQUENCES)
+    ignore_eos_token: bool = False
+    return_full_text: bool = False
+    truncate: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="Keep only the prompt's last so many tokens."
+    )
+    details: bool = Field(default=False, description="Also tokens, their log-probabilities and their experts.")
+    decoder_input_details: bool = Field(default=False, description="Also the prompt's tokens (not when streaming).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_ask_for_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _names_experts_once(self) -> Self:
+        named = [field for field in ("adapter_id", "experts", "merged_adapters") if getattr(self, field) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} exclude each other: give one of them.")
+        return self
+
+    def unsupported(self) -> str | None:
+        """The first parameter given that would change the answer and cannot be honoured, if any."""
+        for name, value in (self.model_extra or {}).items():
+            if name not in _DEFAULTS_OF_UNSUPPORTED or value not in _DEFAULTS_OF_UNSUPPORTED[name]:
+                return name
+        return None
+
+    def fixed_experts(self) -> dict[str, float] | None:
+        """Name to weight where the request decides who speaks, else None."""
+        if self.adapter_id is not None:
+            return {self.adapter_id: 1.0}
+        if self.merged_adapters is not None:
+            return self.merged_adapters.as_weights()
+        return self.experts
+
+    @property
+    def samples(self) -> bool:
+        """TGI's rule: any setting that shapes the distribution asks for sampling; temperature 0 asks for none."""
+        if self.temperature == 0.0:
+            return False
+        shaped = self.temperature not in (None, 1.0) or self.top_k is not None or (self.top_p or 1.0) < 1.0
+        return self.do_sample or shaped
+
+
+_EXAMPLES: Final[list[JsonValue]] = [
+    {
+        "inputs": "Tom has 3 apples and buys 4 more. How many apples does he have?",
+        "parameters": {"max_new_tokens": 32, "details": True},
+    },
+    {"inputs": "def add(a, b):", "parameters": {"adapter_id": "code", "max_new_tokens": 24, "stop": ["\n\n"]}},
+    {
+        "inputs": "Once upon a time",
+        "parameters": {"experts": {"creative": 0.7, "code": 0.3}, "temperature": 0.8, "seed": 7},
+    },
+]
+
+
+class GenerateRequest(BaseModel):
+    """A prompt and how to go on from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": _EXAMPLES})
+
+    inputs: str = Field(min_length=1, description="The prompt.")
+    parameters: GenerateParameters = GenerateParameters()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_parameters_are_defaults(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("parameters", ...) is None:
+            return {key: value for key, value in given.items() if key != "parameters"}
+        return given
+
+
+class CompatibleRequest(GenerateRequest):
+    """The same for `POST /`, where `stream` chooses the form of the answer."""
+
+    stream: bool | None = Field(default=False, description="Answer as server-sent events.")
+
+
+class ExpertShare(BaseModel):
+    """What one expert, or `base`, contributed to an answer."""
+
+    expert: str
+    share: float = Field(description="Its share of the gate's weight over the generated tokens; all sum to 1.")
+    num_tokens: int = Field(description="Generated tokens under which its weight was the largest.")
+
+
+class Routing(BaseModel):
+    """Who wrote the answer."""
+
+    request_id: str = Field(description="Name of the routing log: GET /requests/{id}.")
+    release: str | None = Field(description="The release that the request ran on; null when none is active.")
+    confidence: float | None = Field(
+        description="How sure the router is, over the prompt's last tokens, that the text is of a domain that has an "
+        "expert. Null when the request itself named the experts. Not a probability that the answer is right."
+    )
+    attribution: list[ExpertShare]
+
+
+class PromptToken(BaseModel):
+    """A token of the prompt; the first has no log-probability."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class Token(BaseModel):
+    """A generated token. `routing`: the gate's weights under which it was predicted (with `details`)."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    routing: dict[str, float] | None = None
+
+
+class Details(BaseModel):
+    """What happened, as TGI and LoRAX both name it."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+    skipped_tokens: int = 0
+    seed: int | None
+    prefill: list[PromptToken]
+    tokens: list[Token]
+
+
+class GenerateResponse(BaseModel):
+    """The answer."""
+
+    generated_text: str
+    details: Details | None = None
+    routing: Routing
+
+
+class StreamDetails(BaseModel):
+    """The end of a stream; `input_length` is TGI's word and `prompt_tokens` LoRAX's."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    input_length: int
+    generated_tokens: int
+    seed: int | None
+
+
+class StreamEvent(BaseModel):
+    """One event per token; the last also has the text, the details and the routing."""
+
+    index: int
+    token: Token
+    generated_text: str | None = None
+    details: StreamDetails | None = None
+    routing: Routing | None = None

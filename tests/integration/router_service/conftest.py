@@ -1,0 +1,187 @@
+"""The router service on real sockets, real Postgres and Valkey, with a replica that can be told to fail."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.router_service.main import build_app
+from services.shared.config import RouterServiceSettings, RouterSettings, Settings
+from services.shared.database.rows import Row
+from services.shared.database.session import session_factory
+from services.shared.modeling.bigram_evidence import build_bigram_evidence
+from services.shared.modeling.router_artifact import write_bayes_router
+from services.shared.registry import activate_release, create_release, latest_versions, register_expert
+from services.shared.schemas.sequences import AdapterReport
+from services.shared.storage import Storage
+from services.shared.tokenizer import Tokenizer, load_tokenizer
+from tests.integration.router_service.base_folder import GENERIC, TEXTS, write_base_folder
+from tests.integration.router_service.replica_double import FINGERPRINT, ReplicaDouble
+from tests.integration.router_service.running import served
+
+REPORT = AdapterReport(
+    rank=8, num_parameters=10, num_bytes=40, target_modules=("q_proj",), lowest_layer=0, base_fingerprint=FINGERPRINT
+)
+
+
+@dataclass
+class Registry:
+    """Puts things into the registry as jobs do, without the API."""
+
+    sessions: sessionmaker[Session]
+    storage: Storage
+    tokenizer: Tokenizer
+
+    def expert(self, name: str, *, with_evidence: bool = True) -> int:
+        """The id of a new version of `name`, whose text is TEXTS[name]."""
+        with self.storage.stage() as staged:
+            (staged / "adapter_config.json").write_text("{}")
+            (staged / "adapter_model.safetensors").write_bytes(name.encode())
+            if with_evidence:
+                streams = [self.tokenizer.encode(TEXTS[name] * 20)]
+                evidence = build_bigram_evidence(streams, self.tokenizer.vocab_size)
+                evidence.save(staged / "evidence" / "bigram.safetensors")
+            digest = self.storage.publish(staged)
+        with self.sessions.begin() as session:
+            version = register_expert(
+                session,
+                name=name,
+                domain=name,
+                description="",
+                digest=digest,
+                report=REPORT,
+                has_evidence=with_evidence,
+                source="imported",
+            )
+            return version.id
+
+    def router(self) -> str:
+        """The digest of a Bayes router."""
+        with self.storage.stage() as staged:
+            streams = [self.tokenizer.encode(GENERIC * 20)]
+            evidence = build_bigram_evidence(streams, self.tokenizer.vocab_size)
+            write_bayes_router(staged, settings=RouterSettings(), base_evidence=evidence)
+            return self.storage.publish(staged)
+
+    def release(self, *names: str, activate: bool = True) -> str:
+        """The id of a release of experts that are there."""
+        router = self.router()
+        with self.sessions.begin() as session:
+            row = create_release(
+                session,
+                base_model="double",
+                base_fingerprint=FINGERPRINT,
+                router_digest=router,
+                router_kind="bayes",
+                graph_digest=None,
+                version_ids=[version.id for version in latest_versions(session, names)],
+                note="",
+            )
+            if activate:
+                activate_release(session, row.number)
+            return row.id
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and configuration of a base model."""
+    return write_base_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base_folder: Path) -> Tokenizer:
+    """That base model's tokenizer."""
+    return load_tokenizer(str(base_folder))
+
+
+@pytest.fixture
+def sessions(database_url: str) -> Iterator[sessionmaker[Session]]:
+    """Sessions on the module's database, emptied for this test."""
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {', '.join(Row.metadata.tables)} RESTART IDENTITY CASCADE"))
+    yield session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def registry(sessions: sessionmaker[Session], storage: Storage, tokenizer: Tokenizer) -> Registry:
+    """Registers experts and releases."""
+    return Registry(sessions, storage, tokenizer)
+
+
+@pytest.fixture
+def three_experts(registry: Registry) -> str:
+    """math, code and story in the active release, whose id this is."""
+    for name in TEXTS:
+        registry.expert(name)
+    return registry.release(*TEXTS)
+
+
+@pytest.fixture
+def double(tokenizer: Tokenizer, storage: Storage) -> ReplicaDouble:
+    """The replica's behaviour."""
+    return ReplicaDouble(tokenizer, storage)
+
+
+@pytest.fixture
+def replica_url(double: ReplicaDouble) -> Iterator[str]:
+    """The replica on a socket."""
+    with served(double.app()) as url:
+        yield url
+
+
+@pytest.fixture
+def router_settings() -> dict[str, Any]:
+    """Settings of the router service that a test module overrides."""
+    return {}
+
+
+@pytest.fixture
+def app_settings(settings: Settings, base_folder: Path, replica_url: str, router_settings: dict[str, Any]) -> Settings:
+    """The router service's settings: this test's database, storage and replica."""
+    own = RouterServiceSettings(**{"expert_urls": (replica_url,), "catalog_poll_s": 0.05, **router_settings})
+    return settings.model_copy(update={"base_model": str(base_folder), "router_service": own})
+
+
+@pytest.fixture
+def router_url(app_settings: Settings, sessions: sessionmaker[Session]) -> Iterator[str]:
+    """The router service on a socket. Ask for what must be registered before it."""
+    with served(build_app(app_settings)) as url:
+        yield url
+
+
+@pytest.fixture
+def client(router_url: str) -> Iterator[httpx.Client]:
+    """A client of the router service."""
+    with httpx.Client(base_url=router_url, timeout=30) as http:
+        yield http
+
+
+@pytest.fixture
+def broken_database(database_url: str) -> Callable[[], AbstractContextManager[None]]:
+    """A block in which Postgres throws everybody out of this test's database and lets nobody in."""
+    server, _, name = database_url.rpartition("/")
+
+    def execute(statement: str) -> None:
+        engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with engine.connect() as connection:
+            connection.execute(text(statement), {"name": name} if ":name" in statement else {})
+        engine.dispose()
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
+        try:
+            yield
+        finally:
+            execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+    return broken

@@ -1,0 +1,150 @@
+"""An expert replica without a model: it speaks the hop's protocol, says what it is told to, and fails on demand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from services.shared.errors import AmoeError, InvalidAdapter
+from services.shared.schemas.sequences import (
+    AdapterCheckRequest,
+    AdapterReport,
+    BaseModelInfo,
+    ErrorEvent,
+    FinishedEvent,
+    ReplicaStatus,
+    RoutingPlan,
+    SequenceEvent,
+    SequenceRequest,
+    SequenceTimings,
+    TokenEvent,
+)
+from services.shared.storage import Storage
+from services.shared.tokenizer import Tokenizer
+from services.shared.vocabulary import BASE, FinishReason, PlanMode
+from services.shared.web import install_error_handlers, install_middleware
+
+FINGERPRINT = "f" * 64
+MAX_CONTEXT = 256
+TIMINGS = SequenceTimings(queue_ms=1.0, prefill_ms=2.0, decode_ms=3.0)
+
+
+class Crash(Exception):
+    """What ends a connection in the middle."""
+
+
+@dataclass
+class ReplicaDouble:
+    """What the replica does next, and what it was asked."""
+
+    tokenizer: Tokenizer
+    storage: Storage
+    answer: str = "one two three four five six seven eight"
+    pause_s: float = 0.0
+    refusal: AmoeError | None = None
+    num_crashes_before_first_token: int = 0
+    crash_after_tokens: int | None = None
+    error_after_tokens: int | None = None
+    fingerprint: str = FINGERPRINT
+    resident: tuple[str, ...] = ()
+    requests: list[SequenceRequest] = field(default_factory=list)
+    num_cancelled: int = 0
+    num_open: int = 0
+
+    def app(self) -> FastAPI:
+        """The replica as an application."""
+        app = FastAPI()
+        install_error_handlers(app)
+        install_middleware(app, max_body_bytes=16 * 1024**2)
+        app.post("/sequences")(self.sequences)
+        app.post("/adapters/check")(self.check)
+        app.get("/base")(self.base)
+        app.get("/status")(self.status)
+        return app
+
+    async def sequences(self, request: SequenceRequest) -> StreamingResponse:
+        """Say `answer`, token by token."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests.append(request)
+        return StreamingResponse(self._lines(request), media_type="application/x-ndjson")
+
+    async def check(self, request: AdapterCheckRequest) -> AdapterReport:
+        """Accepts weights that are not called bad."""
+        weights = (self.storage.artifact(request.digest) / "adapter_model.safetensors").read_bytes()
+        if b"bad" in weights:
+            raise InvalidAdapter("The weights are bad.", param="files")
+        return AdapterReport(
+            rank=8,
+            num_parameters=len(weights),
+            num_bytes=len(weights),
+            target_modules=("q_proj",),
+            lowest_layer=0,
+            base_fingerprint=self.fingerprint,
+        )
+
+    async def base(self) -> BaseModelInfo:
+        """The pretended base model."""
+        return BaseModelInfo(
+            name="double",
+            fingerprint=self.fingerprint,
+            max_context=MAX_CONTEXT,
+            vocab_size=self.tokenizer.vocab_size,
+            dtype="float32",
+            num_parameters=1,
+        )
+
+    async def status(self) -> ReplicaStatus:
+        """Idle, with slots."""
+        return ReplicaStatus(
+            running=self.num_open, waiting=0, num_slots=4, resident=self.resident, pinned=(), resident_bytes=0
+        )
+
+    async def _lines(self, request: SequenceRequest) -> AsyncIterator[bytes]:
+        self.num_open += 1
+        try:
+            if self.num_crashes_before_first_token > 0:
+                self.num_crashes_before_first_token -= 1
+                raise Crash
+            async for event in self._events(request):
+                yield event.model_dump_json().encode() + b"\n"
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_open -= 1
+
+    async def _events(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
+        ids = self.tokenizer.encode(self.answer, add_special_tokens=False)[: request.sampling.max_new_tokens]
+        texts = self.tokenizer.tokens(ids)
+        for index, (token_id, text) in enumerate(zip(ids, texts, strict=True)):
+            if index == self.crash_after_tokens:
+                await asyncio.sleep(0.05)
+                raise Crash
+            if index == self.error_after_tokens:
+                yield ErrorEvent(message="The replica ran out of memory.", code="out_of_memory")
+                return
+            yield TokenEvent(
+                index=index, id=token_id, text=text, logprob=-0.5, special=False, gates=gates_of(request.plan)
+            )
+            await asyncio.sleep(self.pause_s)
+        is_full = len(ids) == request.sampling.max_new_tokens
+        yield FinishedEvent(
+            finish_reason=FinishReason.LENGTH if is_full else FinishReason.STOP_SEQUENCE,
+            generated_text="".join(texts),
+            num_prompt_tokens=len(request.prompt_ids),
+            num_generated_tokens=len(ids),
+            seed=request.sampling.seed,
+            prompt_logprobs=(None, *[-1.0] * (len(request.prompt_ids) - 1)) if request.prompt_logprobs else None,
+            timings=TIMINGS,
+        )
+
+
+def gates_of(plan: RoutingPlan) -> dict[str, float]:
+    """Three quarters to the best candidate where a release decides; fixed weights as given."""
+    if plan.mode == PlanMode.FIXED:
+        left = 1.0 - sum(plan.weights.values())
+        return {**plan.weights, **({BASE: left} if left > 0 else {})}
+    return {plan.candidates[0]: 0.75, BASE: 0.25} if plan.candidates else {BASE: 1.0}

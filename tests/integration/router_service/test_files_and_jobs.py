@@ -1,0 +1,257 @@
+"""Uploads, and jobs up to the moment a worker takes them."""
+
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.shared import jobs
+from services.shared.config import Settings
+from services.shared.storage import Storage
+from services.shared.vocabulary import JobStatus
+
+pytestmark = pytest.mark.integration
+
+LINES = b'{"text": "a"}\n{"prompt": "2+2=", "completion": "4"}\n'
+
+
+def upload(client: httpx.Client, content: bytes = LINES, filename: str = "train.jsonl") -> str:
+    response = client.post("/files", data={"purpose": "fine-tune"}, files={"file": (filename, content)})
+    assert response.status_code == 201, response.text
+    return str(response.json()["id"])
+
+
+def submit(client: httpx.Client, file_id: str, **fields: Any) -> httpx.Response:
+    headers = fields.pop("headers", None)
+    return client.post(
+        "/jobs", json={"kind": "expert", "name": "math", "training_file": file_id, **fields}, headers=headers
+    )
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+class TestFiles:
+    def test_an_upload_is_kept_byte_for_byte(self, client: httpx.Client, storage: Storage) -> None:
+        content = bytes(range(256)) * 10_000
+
+        file_id = upload(client, content, "../../etc/x.jsonl")
+
+        shown = client.get(f"/files/{file_id}").json()
+        assert storage.upload(file_id).read_bytes() == content
+        assert (shown["filename"], shown["num_bytes"], shown["purpose"]) == ("x.jsonl", len(content), "fine-tune")
+
+    def test_lists_page_newest_first(self, client: httpx.Client) -> None:
+        ids = [upload(client) for _ in range(3)]
+
+        first = client.get("/files?limit=2").json()
+        second = client.get(f"/files?limit=2&after={first['data'][-1]['id']}").json()
+
+        assert [file["id"] for file in first["data"] + second["data"]] == ids[::-1]
+        assert (first["has_more"], second["has_more"]) == (True, False)
+
+    def test_deleting_removes_bytes_and_record(self, client: httpx.Client, storage: Storage) -> None:
+        file_id = upload(client)
+
+        assert client.delete(f"/files/{file_id}").json()["deleted"] is True
+
+        assert client.get(f"/files/{file_id}").status_code == 404
+        assert not storage.upload(file_id).exists()
+
+    def test_a_file_that_a_job_needs_is_kept(self, client: httpx.Client) -> None:
+        file_id = upload(client)
+        job_id = submit(client, file_id).json()["id"]
+
+        assert error_of(client.delete(f"/files/{file_id}"), 409)["code"] == "file_in_use"
+        client.post(f"/jobs/{job_id}/cancel")
+        assert client.delete(f"/files/{file_id}").status_code == 200
+
+    def test_wrong_uploads_leave_nothing(
+        self, client: httpx.Client, storage: Storage, subtests: pytest.Subtests
+    ) -> None:
+        good = {"file": ("a.jsonl", LINES)}
+        cases: dict[str, tuple[dict[str, str], Any, str]] = {
+            "no purpose": ({}, good, "purpose"),
+            "unknown purpose": ({"purpose": "cake"}, good, "purpose"),
+            "empty": ({"purpose": "fine-tune"}, {"file": ("a.jsonl", b"")}, "file"),
+            "no file": ({"purpose": "fine-tune", "file": "text"}, {}, "file"),
+        }
+        for name, (data, files, param) in cases.items():
+            with subtests.test(name):
+                assert error_of(client.post("/files", data=data, files=files), 400)["param"] == param
+                assert list(storage.uploads.iterdir()) == []
+
+
+class TestUploadLimit:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        small = settings.storage.model_copy(update={"max_upload_bytes": 2048})
+        return settings.model_copy(update={"storage": small})
+
+    def test_a_larger_file_is_refused_and_leaves_nothing(self, client: httpx.Client, storage: Storage) -> None:
+        response = client.post("/files", data={"purpose": "fine-tune"}, files={"file": ("a.jsonl", b"x" * 3000)})
+
+        assert error_of(response, 413)["code"] == "payload_too_large"
+        assert list(storage.uploads.iterdir()) == []
+
+
+class TestSubmission:
+    def test_a_job_is_queued_and_the_workers_are_told_its_id(self, client: httpx.Client, redis_url: str) -> None:
+        with redis.Redis.from_url(redis_url) as broker:
+            broker.flushdb()
+            response = submit(client, upload(client), hyperparameters={"max_steps": 5}, add_to_release=True)
+            messages = broker.lrange("cpu", 0, -1)
+
+        assert response.status_code == 202, response.text
+        job = response.json()
+        assert (job["status"], job["kind"], job["attempt"]) == ("queued", "expert", 0)
+        assert job["spec"]["hyperparameters"]["max_steps"] == 5
+        assert client.get(f"/jobs/{job['id']}").json() == job
+        [message] = messages
+        assert job["id"] in json.loads(message)["headers"]["kwargsrepr"]
+        assert b"hyperparameters" not in message
+
+    def test_a_wrong_specification_is_refused(self, client: httpx.Client, subtests: pytest.Subtests) -> None:
+        file_id = upload(client)
+        cases: list[tuple[dict[str, Any], str | None]] = [
+            ({"kind": "cake"}, None),
+            ({"name": "base"}, "name"),
+            ({"name": "Not A Name"}, "name"),
+            ({"training_file": "../../etc/passwd"}, "training_file"),
+            ({"hyperparameters": {"rank": 0}}, "hyperparameters.rank"),
+            ({"hyperparameters": {"learning_rat": 1}}, "hyperparameters.learning_rat"),
+            ({"activate": True}, "activate"),
+        ]
+        for fields, param in cases:
+            with subtests.test(str(fields)):
+                assert error_of(submit(client, file_id, **fields), 400)["param"] == param
+                assert client.get("/jobs").json()["data"] == []
+
+    def test_a_file_that_is_not_there_is_not_found(self, client: httpx.Client) -> None:
+        error = error_of(submit(client, f"file-{'0' * 32}"), 404)
+
+        assert (error["param"], error["code"]) == ("training_file", "file_not_found")
+
+    def test_a_malformed_line_is_told_by_its_number(self, client: httpx.Client) -> None:
+        file_id = upload(client, LINES + b'{"text": "cut')
+
+        for field in ("training_file", "validation_file"):
+            good = upload(client)
+            error = error_of(submit(client, good, **{field: file_id}), 422)
+
+            assert error["param"] == field
+            assert "train.jsonl line 3: not JSON" in error["message"]
+        assert client.get("/jobs").json()["data"] == []
+
+    def test_an_unknown_expert_of_a_router_job_is_not_found(self, client: httpx.Client) -> None:
+        error_of(client.post("/jobs", json={"kind": "router", "experts": ["nobody"]}), 404)
+
+    def test_a_repeated_request_with_its_key_finds_the_first_job(self, client: httpx.Client) -> None:
+        file_id = upload(client)
+        answers: list[str] = []
+
+        def ask() -> None:
+            answers.append(submit(client, file_id, headers={"idempotency-key": "k1"}).json()["id"])
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert len(set(answers)) == 1
+        assert len(client.get("/jobs").json()["data"]) == 1
+
+
+class TestWithoutBroker:
+    @pytest.fixture
+    def redis_url(self) -> str:
+        return "redis://127.0.0.1:9/0"
+
+    def test_a_job_is_queued_all_the_same(self, client: httpx.Client) -> None:
+        response = submit(client, upload(client))
+
+        assert response.status_code == 202
+        assert client.get("/jobs").json()["data"][0]["status"] == "queued"
+
+
+class TestJobs:
+    def test_lists_page_newest_first_and_filter(self, client: httpx.Client) -> None:
+        file_id = upload(client)
+        ids = [submit(client, file_id).json()["id"] for _ in range(3)]
+        client.post(f"/jobs/{ids[0]}/cancel")
+
+        first = client.get("/jobs?limit=2").json()
+        second = client.get(f"/jobs?limit=2&after={first['data'][-1]['id']}").json()
+        cancelled = client.get("/jobs?status=cancelled&kind=expert").json()["data"]
+
+        assert [job["id"] for job in first["data"] + second["data"]] == ids[::-1]
+        assert [job["id"] for job in cancelled] == [ids[0]]
+
+    def test_cancelling_twice_is_a_conflict_that_is_not_retried(self, client: httpx.Client) -> None:
+        job_id = submit(client, upload(client)).json()["id"]
+
+        assert client.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+        again = client.post(f"/jobs/{job_id}/cancel")
+
+        assert again.status_code == 409
+        assert again.headers["x-should-retry"] == "false"
+
+
+class TestEvents:
+    def test_history_then_what_happens_until_the_job_ends(
+        self, client: httpx.Client, sessions: sessionmaker[Session]
+    ) -> None:
+        job_id = submit(client, upload(client)).json()["id"]
+
+        def work() -> None:
+            with sessions.begin() as session:
+                jobs.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
+            time.sleep(0.7)
+            with sessions.begin() as session:
+                jobs.add_event(session, job_id, "Step 1.", type="metrics", data={"loss": 2.5})
+            with sessions.begin() as session:
+                jobs.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={})
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        events = self.read(client, job_id)
+        worker.join()
+
+        assert [event["type"] for event in events] == ["status", "status", "metrics", "status"]
+        assert events[2]["data"] == {"loss": 2.5}
+        assert events[-1]["data"]["status"] == "succeeded"
+
+    def test_after_a_broken_connection_only_the_rest_is_sent(self, client: httpx.Client) -> None:
+        job_id = submit(client, upload(client)).json()["id"]
+        client.post(f"/jobs/{job_id}/cancel")
+        all_events = self.read(client, job_id)
+
+        rest = self.read(client, job_id, last_event_id=str(all_events[0]["id"]))
+
+        assert rest == all_events[1:]
+
+    def test_a_wrong_last_event_id_is_refused(self, client: httpx.Client) -> None:
+        job_id = submit(client, upload(client)).json()["id"]
+
+        for last_event_id in ("x", "-1", "9" * 30):
+            error_of(client.get(f"/jobs/{job_id}/events", headers={"last-event-id": last_event_id}), 400)
+
+    @staticmethod
+    def read(client: httpx.Client, job_id: str, last_event_id: str | None = None) -> list[dict[str, Any]]:
+        headers = {"last-event-id": last_event_id} if last_event_id else {}
+        with client.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=20) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            lines = list(response.iter_lines())
+        ids = [int(line[3:]) for line in lines if line.startswith("id:")]
+        events = [json.loads(line[5:]) for line in lines if line.startswith("data:")]
+        assert ids == [event["id"] for event in events]
+        return events

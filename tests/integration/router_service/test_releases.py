@@ -1,0 +1,153 @@
+"""Releases over HTTP: made of names, activated with care, rolled back."""
+
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.shared import jobs
+from services.shared.schemas.jobs import RouterJobSpec
+from services.shared.vocabulary import JobStatus
+
+pytestmark = pytest.mark.integration
+
+
+class TestMaking:
+    def test_the_active_releases_router_is_taken_and_versions_may_be_named(
+        self, three_experts: str, registry: Any, client: httpx.Client
+    ) -> None:
+        registry.expert("math")
+
+        response = client.post("/releases", json={"experts": ["story", "math@1"], "note": "two"})
+
+        assert response.status_code == 201, response.text
+        release = response.json()
+        assert [(part["name"], part["version"]) for part in release["experts"]] == [("story", 1), ("math", 1)]
+        assert (release["status"], release["note"], release["base_model"]) == ("staged", "two", "double")
+        assert release["router_digest"] == client.get(f"/releases/{three_experts}").json()["router_digest"]
+        assert client.get(f"/releases/{release['id']}").json() == release
+
+    def test_a_router_can_come_from_a_job(
+        self, registry: Any, client: httpx.Client, sessions: sessionmaker[Session]
+    ) -> None:
+        registry.expert("math")
+        digest = registry.router()
+        with sessions.begin() as session:
+            job_id = jobs.create_job(session, RouterJobSpec()).id
+            jobs.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
+        early = client.post("/releases", json={"experts": ["math"], "router_job": job_id})
+        with sessions.begin() as session:
+            jobs.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={"router": digest})
+
+        release = client.post("/releases", json={"experts": ["math"], "router_job": job_id})
+
+        assert early.status_code == 400
+        assert release.json()["router_digest"] == digest
+
+    def test_what_cannot_be_is_refused(
+        self, three_experts: str, client: httpx.Client, subtests: pytest.Subtests
+    ) -> None:
+        cases: list[tuple[dict[str, Any], int, str]] = [
+            ({"experts": ["nobody"]}, 404, "nobody"),
+            ({"experts": ["math@9"]}, 404, "there are 1"),
+            ({"experts": ["math", "math"]}, 400, "twice"),
+            ({"experts": ["base"]}, 404, "base"),
+            ({"experts": ["math"], "router": "0" * 64}, 404, "No artifact"),
+            ({"experts": ["math"], "graph": "0" * 64}, 404, "No artifact"),
+            ({"experts": ["math"], "router": "../x"}, 400, "pattern"),
+            ({"experts": ["math"], "router_job": "job-0"}, 404, "job-0"),
+            ({"experts": ["math"], "router": "0" * 64, "router_job": "j"}, 400, "exclude each other"),
+            ({}, 400, "experts"),
+        ]
+        for body, status, word in cases:
+            with subtests.test(str(body)[:60]):
+                response = client.post("/releases", json=body)
+
+                assert response.status_code == status, response.text
+                assert word in response.json()["error"]["message"]
+                assert len(client.get("/releases").json()["data"]) == 1
+
+    def test_an_expert_without_evidence_cannot_be_routed_to(
+        self, three_experts: str, registry: Any, client: httpx.Client
+    ) -> None:
+        registry.expert("math", with_evidence=False)
+
+        response = client.post("/releases", json={"experts": ["math"]})
+
+        assert response.status_code == 400
+        assert "exemplars" in response.json()["error"]["message"]
+        assert len(client.get("/releases").json()["data"]) == 1
+
+    def test_without_an_active_release_a_router_must_be_named(self, registry: Any, client: httpx.Client) -> None:
+        registry.expert("math")
+
+        assert client.post("/releases", json={"experts": ["math"]}).status_code == 400
+        assert client.post("/releases", json={"experts": ["math"], "router": registry.router()}).status_code == 201
+
+
+class TestActivation:
+    def test_serves_from_then_on_and_rolls_back(self, three_experts: str, client: httpx.Client) -> None:
+        new = client.post("/releases", json={"experts": ["code"]}).json()["id"]
+
+        def serving() -> str:
+            return str(client.post("/generate", json={"inputs": "x = 1"}).json()["routing"]["release"])
+
+        activated = client.post(f"/releases/{new}/activate", json={"expected_active": three_experts})
+        after = serving()
+        client.post(f"/releases/{three_experts}/activate")
+
+        assert activated.json()["status"] == "active"
+        assert (after, serving()) == (new, three_experts)
+        assert client.get(f"/releases/{new}").json()["status"] == "retired"
+
+    @pytest.mark.parametrize("expected", ["release-7", None])
+    def test_another_active_release_than_expected_is_a_conflict(
+        self, three_experts: str, client: httpx.Client, expected: str | None
+    ) -> None:
+        new = client.post("/releases", json={"experts": ["code"]}).json()["id"]
+
+        response = client.post(f"/releases/{new}/activate", json={"expected_active": expected})
+
+        assert response.status_code == 409
+        assert response.headers["x-should-retry"] == "false"
+        assert three_experts in response.json()["error"]["message"]
+
+    def test_a_release_whose_files_are_gone_is_not_activated(
+        self, three_experts: str, client: httpx.Client, registry: Any
+    ) -> None:
+        new = client.post("/releases", json={"experts": ["code"]}).json()
+        evidence = registry.storage.artifact(new["experts"][0]["digest"]) / "evidence" / "bigram.safetensors"
+        evidence.write_bytes(b"damaged")
+
+        response = client.post(f"/releases/{new['id']}/activate")
+
+        assert response.status_code == 400
+        assert client.post("/generate", json={"inputs": "x"}).json()["routing"]["release"] == three_experts
+
+    def test_lists_page_newest_first(self, three_experts: str, client: httpx.Client) -> None:
+        for _ in range(2):
+            client.post("/releases", json={"experts": ["code"]})
+
+        first = client.get("/releases?limit=2").json()
+        second = client.get(f"/releases?limit=2&after={first['data'][-1]['id']}").json()
+
+        assert [release["id"] for release in first["data"] + second["data"]] == ["release-3", "release-2", "release-1"]
+        assert (first["has_more"], second["has_more"]) == (True, False)
+
+
+class TestInFlight:
+    def test_a_request_ends_on_the_release_it_began_with(
+        self, three_experts: str, client: httpx.Client, double: Any
+    ) -> None:
+        new = client.post("/releases", json={"experts": ["code"]}).json()["id"]
+        double.pause_s = 0.05
+        body = {"inputs": "12 + 5 = 17.", "parameters": {"max_new_tokens": 6}}
+        with client.stream("POST", "/generate_stream", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            client.post(f"/releases/{new}/activate")
+            last = [line for line in lines if line.startswith("data:")][-1]
+
+        assert f'"release":"{three_experts}"' in last
+        assert client.post("/generate", json=body).json()["routing"]["release"] == new

@@ -1,0 +1,165 @@
+"""From training examples to blocks of token ids. Numpy only, no torch.
+
+Every token is a target exactly once, except each document's first, which nothing precedes. Documents
+packed into one block keep their own positions, which start at 0, and that is how attention tells them apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.shared.errors import InvalidDataset
+
+if TYPE_CHECKING:
+    from services.shared.training_text import Example
+
+IGNORED = -100
+"""Label of a token that is not learned (the value that torch's cross entropy ignores)."""
+
+_OPEN_BLOCKS = 32
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row of a batch: `token_ids_T`, `labels_T` and `positions_T` of equal length."""
+
+    token_ids_T: Ids
+    labels_T: Ids
+    positions_T: Ids
+
+    @property
+    def num_targets(self) -> int:
+        """How many tokens the loss counts."""
+        return int((self.labels_T != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised example: its ids and, per token, whether it is learned."""
+
+    token_ids_T: Ids
+    learned_T: npt.NDArray[np.bool_]
+
+
+def make_blocks(
+    examples: "Sequence[Example]",
+    tokenizer: Any,
+    *,
+    max_length: int,
+    packing: bool,
+    completion_only: bool,
+    seed: int,
+) -> list[Block]:
+    """Blocks of at most `max_length` tokens, in an order fixed by `seed`; without packing, one piece to a block.
+
+    Raises InvalidDataset when nothing is left to learn.
+    """
+    documents = tokenise(examples, tokenizer, completion_only=completion_only)
+    pieces = [piece for document in documents for piece in _pieces(document, max_length) if piece.num_targets]
+    if not pieces:
+        raise InvalidDataset(
+            f"None of the {len(examples)} examples has a token to learn: texts need at least two tokens"
+            + (", and completions must not be empty." if completion_only else ".")
+        )
+    order = np.random.default_rng(seed).permutation(len(pieces))
+    shuffled = [pieces[index] for index in order]
+    return _pack(shuffled, max_length) if packing else shuffled
+
+
+def split_examples(
+    examples: "Sequence[Example]", *, fraction: float, seed: int
+) -> "tuple[list[Example], list[Example]]":
+    """Training and validation examples, at least one each; which is which depends on `seed` alone."""
+    if len(examples) < 2:
+        raise InvalidDataset(
+            f"The training file holds {len(examples)} example(s), but one must be held out to validate: "
+            "give at least 2 examples (20 or more are advisable), or upload a validation file as well.",
+            param="training_file",
+        )
+    num_validation = min(max(1, round(len(examples) * fraction)), len(examples) - 1)
+    order = np.random.default_rng(seed).permutation(len(examples))
+    held_out = {int(index) for index in order[:num_validation]}
+    train = [example for index, example in enumerate(examples) if index not in held_out]
+    validation = [example for index, example in enumerate(examples) if index in held_out]
+    return train, validation
+
+
+def tokenise(examples: "Sequence[Example]", tokenizer: Any, *, completion_only: bool = False) -> list[Document]:
+    """Each example as a document: begin-of-text where the tokenizer uses one, the text, end-of-text if there is one."""
+    if not examples:
+        return []
+    begin, end = _begin_id(tokenizer), tokenizer.eos_token_id
+    encoded = tokenizer(
+        [example.text for example in examples],
+        add_special_tokens=False,
+        return_offsets_mapping=completion_only,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    documents = []
+    for row, example in enumerate(examples):
+        ids = list(encoded["input_ids"][row])
+        learned = [True] * len(ids)
+        if completion_only and example.completion_start is not None:
+            learned = [stop > example.completion_start for _, stop in encoded["offset_mapping"][row]]
+        documents.append(_framed(ids, learned, begin, end))
+    return documents
+
+
+def _framed(ids: list[int], learned: list[bool], begin: int | None, end: int | None) -> Document:
+    """With the begin and end tokens, unless the text (a chat template's, say) has them already."""
+    if begin is not None and ids[:1] != [begin]:
+        ids, learned = [begin, *ids], [False, *learned]
+    if end is not None and ids[-1:] != [end]:
+        ids, learned = [*ids, end], [*learned, True]
+    return Document(np.array(ids, dtype=np.int64), np.array(learned, dtype=np.bool_))
+
+
+def _begin_id(tokenizer: Any) -> int | None:
+    """The id that the tokenizer itself puts before a text, if any."""
+    begin: int | None = tokenizer.bos_token_id
+    return begin if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else None
+
+
+def _pieces(document: Document, max_length: int) -> list[Block]:
+    """The document in pieces that overlap by one token: the first of each is a target of the piece before."""
+    num_tokens = len(document.token_ids_T)
+    pieces = []
+    for start in range(0, max(num_tokens - 1, 1), max_length - 1):
+        ids = document.token_ids_T[start : start + max_length]
+        labels = np.where(document.learned_T[start : start + max_length], ids, IGNORED)
+        labels[:1] = IGNORED
+        pieces.append(Block(ids, labels, np.arange(len(ids), dtype=np.int64)))
+    return pieces
+
+
+def _pack(pieces: Sequence[Block], max_length: int) -> list[Block]:
+    """First fit over a few open blocks: at most a few per cent of padding, in one pass."""
+    closed: list[list[Block]] = []
+    open_blocks: list[tuple[int, list[Block]]] = []
+    for piece in pieces:
+        size = len(piece.token_ids_T)
+        for slot, (used, members) in enumerate(open_blocks):
+            if used + size <= max_length:
+                members.append(piece)
+                open_blocks[slot] = (used + size, members)
+                break
+        else:
+            open_blocks.append((size, [piece]))
+        if len(open_blocks) > _OPEN_BLOCKS:
+            fullest = max(range(len(open_blocks)), key=lambda slot: open_blocks[slot][0])
+            closed.append(open_blocks.pop(fullest)[1])
+    closed.extend(members for _, members in open_blocks)
+    return [_joined(members) for members in closed]
+
+
+def _joined(members: Sequence[Block]) -> Block:
+    return Block(
+        np.concatenate([member.token_ids_T for member in members]),
+        np.concatenate([member.labels_T for member in members]),
+        np.concatenate([member.positions_T for member in members]),
+    )

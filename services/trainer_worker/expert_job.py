@@ -1,0 +1,180 @@
+"""Jobs of kind `expert`: train an adapter, publish it with its evidence and, if asked, let it join the mixture."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from services.shared.errors import JobFailed
+from services.shared.modeling.router_artifact import read_router_file
+from services.shared.registry import register_expert
+from services.shared.schemas.jobs import ExpertJobSpec
+from services.shared.tokenizer import load_tokenizer
+from services.shared.training_text import Example
+from services.shared.vocabulary import EvidenceKind, RouterKind
+from services.trainer_worker.datasets import split_examples
+from services.trainer_worker.evidence import EvidenceMaker
+from services.trainer_worker.job_context import JobContext
+from services.trainer_worker.kinds import Publish
+from services.trainer_worker.publishing import publish_bayes_router, publish_expert
+from services.trainer_worker.releases import BaseIdentity, Router, current_release, join_release, versions_of
+from services.trainer_worker.training_files import examples_of
+
+if TYPE_CHECKING:
+    from services.trainer_worker.training.expert import ExpertTraining
+
+
+def run_expert_job(context: JobContext) -> Publish:
+    """Train the expert; what is returned registers its version and makes the release."""
+    spec = ExpertJobSpec.model_validate(context.spec)
+    settings = context.settings
+    context.enter("reading")
+    train, validation = _examples(context, spec)
+
+    context.enter("loading")  # from here on torch is needed, which takes seconds to import
+    from services.shared.modeling.adapter_files import check_adapter_folder
+    from services.shared.modeling.base_model import empty_model
+    from services.trainer_worker.base_identity import configured_base
+    from services.trainer_worker.training.expert import train_expert
+
+    base = configured_base(settings)
+    _refuse_what_cannot_join(context, spec, base)
+    training = train_expert(
+        base_model=settings.base_model,
+        train=train,
+        validation=validation,
+        hyperparameters=spec.hyperparameters,
+        output_dir=context.folder.work,
+        on_progress=context.report,
+        should_stop=context.should_stop,
+        num_threads=settings.trainer.num_threads,
+    )
+    _note_gain(context, training)
+    context.enter("publishing")
+    report = check_adapter_folder(
+        training.adapter_dir,
+        empty_model(settings.base_model),
+        max_rank=settings.expert_service.max_rank,
+        base_fingerprint=base.fingerprint,
+    )
+    evidence = _evidence_maker(context, base)
+    digest = publish_expert(context.storage, training.adapter_dir, examples=train, evidence=evidence)
+    default_router = _default_router(context, spec, base, evidence)
+    metrics = _metrics(training)
+
+    def publish(session: Session) -> dict[str, Any]:
+        version = register_expert(
+            session,
+            name=spec.name,
+            domain=spec.domain,
+            description=spec.description,
+            digest=digest,
+            report=report,
+            has_evidence=True,
+            source="trained",
+            job_id=context.job_id,
+            metrics=metrics,
+        )
+        result = {"expert": spec.name, "version": version.version, "digest": digest, "metrics": metrics}
+        if not wants_release(spec):
+            return result
+        release = join_release(
+            session,
+            version,
+            base=base,
+            default_router=default_router,
+            activate=spec.activate,
+            note=f"{spec.name} version {version.version} by {context.job_id}",
+        )
+        return result | {"release": release.id, "activated": spec.activate}
+
+    return publish
+
+
+def wants_release(spec: ExpertJobSpec) -> bool:
+    """Activating implies a release."""
+    return spec.add_to_release or spec.activate
+
+
+def _examples(context: JobContext, spec: ExpertJobSpec) -> tuple[list[Example], list[Example]]:
+    tokenizer = load_tokenizer(context.settings.base_model)
+    examples = examples_of(context, spec.training_file, tokenizer)
+    if spec.validation_file is not None:
+        return examples, examples_of(context, spec.validation_file, tokenizer)
+    hyperparameters = spec.hyperparameters
+    return split_examples(examples, fraction=hyperparameters.validation_fraction, seed=hyperparameters.seed)
+
+
+def _refuse_what_cannot_join(context: JobContext, spec: ExpertJobSpec, base: BaseIdentity) -> None:
+    """Say before the training, not after it, that a learned router has no column for a newcomer."""
+    if not wants_release(spec):
+        return
+    with context.sessions() as session:
+        current = current_release(session, base)
+        known = {version.expert_name for version in versions_of(current)}
+    if current is not None and current.router_kind == RouterKind.LEARNED and spec.name not in known:
+        raise JobFailed(
+            f"The active {current.id} has a learned router, which takes no newcomer: submit with add_to_release false "
+            "and train a router over all experts afterwards, or activate a release with a bayes router first.",
+            code="router_takes_no_newcomer",
+        )
+
+
+def _evidence_maker(context: JobContext, base: BaseIdentity) -> EvidenceMaker:
+    """For the evidence that the active release's router reads, or that the configured one would."""
+    with context.sessions() as session:
+        current = current_release(session, base)
+    tap_layer = context.settings.router.tap_layer or None
+    if current is not None and current.router_kind == RouterKind.BAYES:
+        router = read_router_file(context.storage.artifact(current.router_digest))
+        tap_layer = router.tap_layer if EvidenceKind.TRUNK in router.evidence_weights else None
+    return EvidenceMaker(
+        settings=context.settings,
+        storage=context.storage,
+        tokenizer=load_tokenizer(context.settings.base_model),
+        fingerprint=base.fingerprint,
+        tap_layer=tap_layer,
+    )
+
+
+def _default_router(
+    context: JobContext, spec: ExpertJobSpec, base: BaseIdentity, evidence: EvidenceMaker
+) -> Callable[[], Router]:
+    """The router of the first release, made now if none is active, because that takes sampling from the base model."""
+
+    @cache
+    def make() -> Router:
+        return publish_bayes_router(context.storage, context.settings.router, evidence.base_row())
+
+    with context.sessions() as session:
+        is_needed = wants_release(spec) and current_release(session, base) is None
+    if is_needed:
+        context.enter("making the router")
+        make()
+    return make
+
+
+def _note_gain(context: JobContext, training: "ExpertTraining") -> None:
+    before, after = training.base_eval_loss, training.best_eval_loss
+    figures = f"validation loss {before:.4f} before, {after:.4f} after"
+    if after < before:
+        context.note(f"Trained: {figures}.", data=_metrics(training))
+    else:
+        context.note(
+            f"The expert is no better than the base model on the validation examples ({figures}): more data, more "
+            "epochs or another learning_rate may help.",
+            level="warn",
+            data=_metrics(training),
+        )
+
+
+def _metrics(training: "ExpertTraining") -> dict[str, Any]:
+    return {
+        "base_eval_loss": training.base_eval_loss,
+        "eval_loss": training.best_eval_loss,
+        "num_train_tokens": training.num_train_tokens,
+        "num_steps": training.num_steps,
+        "stopped_early": training.stopped_early,
+        "seconds": round(training.seconds, 3),
+    }

@@ -1,0 +1,104 @@
+"""What a job's code gets: its spec, its folder, and ways to report and to learn that it should stop."""
+
+import json
+import logging
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.shared.config import Settings
+from services.shared.jobs import EventLevel
+from services.shared.storage import Storage
+from services.shared.telemetry import hide_secrets
+from services.trainer_worker.checkpoints import keep_only_last
+from services.trainer_worker.progress import TrainingProgress, TrainingStopped
+
+_TOLD_ANYWAY = frozenset({"level", "logger", "timestamp", "service", "job", "_record", "_from_structlog"})
+
+
+class Note(Protocol):
+    """Adds an event to the job's history."""
+
+    def __call__(self, message: str, *, level: EventLevel = "info", data: Mapping[str, Any] | None = None) -> None: ...
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """One attempt at one job. `report`, `note` and `should_stop` may be called as often as one likes: none blocks."""
+
+    job_id: str
+    spec: Mapping[str, Any]
+    attempt: int
+    settings: Settings
+    storage: Storage
+    sessions: sessionmaker[Session]
+    folder: "JobFolder"
+    report: Callable[[TrainingProgress], None]
+    note: Note
+    should_stop: Callable[[], bool]
+
+    def enter(self, phase: str) -> None:
+        """Report the next phase, unless the job should stop: then raise TrainingStopped."""
+        if self.should_stop():
+            raise TrainingStopped
+        self.report(TrainingProgress(phase=phase, step=0, total_steps=0))
+
+
+class JobFolder:
+    """`<storage root>/jobs/<job id>/`: the log for good, `work/` until the job has ended."""
+
+    def __init__(self, storage: Storage, job_id: str) -> None:
+        self.root = storage.root / "jobs" / job_id
+        self.work = self.root / "work"
+        self.log_file = self.root / "log.jsonl"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def keep_last_checkpoint(self) -> None:
+        """Of a failed job: keep the newest whole checkpoint, for whoever looks into it."""
+        for checkpoints in self.work.rglob("checkpoints"):
+            keep_only_last(checkpoints)
+
+    def clear_work(self) -> None:
+        """Remove checkpoints and whatever else only the running job needed."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+class JobLog(logging.Handler):
+    """Every log line of the job's process as one JSON object in the job's log, tracebacks included."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(level=logging.INFO)
+        self._stream = file.open("a", encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        fields: dict[str, Any] = dict(record.msg) if isinstance(record.msg, dict) else {"event": record.getMessage()}
+        error = fields.pop("exc_info", None) or record.exc_info
+        if error:
+            _, value, _ = error if isinstance(error, tuple) else sys.exc_info()
+            fields["traceback"] = "".join(traceback.format_exception(value)) if value is not None else None
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": fields.pop("event", ""),
+            **{key: value for key, value in fields.items() if key not in _TOLD_ANYWAY},
+        }
+        try:
+            cleaned = hide_secrets(None, "", line)
+            self._stream.write(json.dumps(cleaned, ensure_ascii=False, default=str) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # a full disk must not hide the error that is being logged
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+        super().close()

@@ -1,0 +1,38 @@
+"""How a training tells where it is and learns that it should stop."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training is. `seconds_left` is an estimate from this attempt's steps; losses are nats per token."""
+
+    phase: str
+    step: int
+    total_steps: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    seconds_left: float | None = None
+
+
+class TrainingStopped(Exception):
+    """Raised out of a training when `should_stop` said so; what was checkpointed stays and can be resumed."""
+
+
+class StepClock:
+    """Estimates the seconds left from the steps done since it was made."""
+
+    def __init__(self, first_step: int, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._first_step = first_step
+        self._started_at = now()
+
+    def seconds_left(self, step: int, total_steps: int) -> float | None:
+        """Seconds until `total_steps` at the pace so far, or None before the first step."""
+        done = step - self._first_step
+        if done <= 0:
+            return None
+        return (self._now() - self._started_at) / done * max(total_steps - step, 0)

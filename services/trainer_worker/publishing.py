@@ -1,0 +1,29 @@
+"""Artifacts that jobs make: expert versions with their evidence, and Bayes routers. Equal inputs give equal digests."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.shared.config import RouterSettings
+from services.shared.modeling.router_artifact import write_bayes_router
+from services.shared.storage import Storage
+from services.shared.training_text import Example
+from services.shared.vocabulary import RouterKind
+from services.trainer_worker.evidence import BaseRow, EvidenceMaker
+from services.trainer_worker.releases import Router
+
+
+def publish_expert(storage: Storage, source: Path, *, examples: Sequence[Example], evidence: EvidenceMaker) -> str:
+    """Publish the expert in the folder `source`, with evidence (instead of any it has) from `examples`."""
+    with storage.stage() as staged:
+        folder = staged / "expert"
+        shutil.copytree(source, folder)
+        evidence.write(folder, examples)
+        return storage.publish(folder)
+
+
+def publish_bayes_router(storage: Storage, settings: RouterSettings, base_row: BaseRow) -> Router:
+    """Publish a Bayes router over the experts' own evidence."""
+    with storage.stage() as folder:
+        write_bayes_router(folder, settings=settings, base_evidence=base_row.bigram, base_trunk=base_row.trunk)
+        return Router(storage.publish(folder), RouterKind.BAYES)

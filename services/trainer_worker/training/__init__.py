@@ -1,0 +1,1 @@
+"""What jobs train. Imported only inside a job: these modules load torch."""

@@ -1,0 +1,286 @@
+"""Train one expert: a LoRA adapter on a frozen base model, resumable after a kill at any moment."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer, TrainerState, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.tokenizer import max_context_of
+from services.trainer_worker.checkpoints import last_complete
+from services.trainer_worker.datasets import Block, make_blocks
+from services.trainer_worker.progress import TrainingProgress
+from services.trainer_worker.training.expert_callbacks import (
+    Checkpointing,
+    Divergence,
+    EarlyStop,
+    Reporting,
+)
+from services.trainer_worker.training.expert_trainer import ExpertTrainer, Schedule, collate
+from services.trainer_worker.training.lora import (
+    ADAPTER_FILES,
+    add_lora,
+    load_base,
+    neutral_base_name,
+)
+from services.trainer_worker.training.packing_probe import keeps_packed_documents_apart, takes_positions, vocab_size_of
+
+if TYPE_CHECKING:
+    from services.shared.training_text import Example
+
+__all__ = ["ExpertTraining", "TrainingProgress", "train_expert"]
+
+_NUM_EVALUATIONS = 10
+_KEPT_CHECKPOINTS = 3  # the best, the newest, and one more while the newest is being written
+
+
+@dataclass(frozen=True)
+class ExpertTraining:
+    """A finished training. Losses are nats per token on the validation examples, before and after."""
+
+    adapter_dir: Path
+    best_eval_loss: float
+    base_eval_loss: float
+    num_train_tokens: int
+    num_steps: int
+    stopped_early: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How many blocks make a step and how many steps there are."""
+
+    batch_size: int
+    accumulation: int
+    num_steps: int
+    eval_steps: int
+
+    @classmethod
+    def of(cls, hyperparameters: ExpertHyperparameters, num_blocks: int) -> "StepPlan":
+        """Steps of at most one epoch each: few blocks make smaller steps, not fewer passes."""
+        batch_size = min(hyperparameters.batch_size, num_blocks)
+        accumulation = min(hyperparameters.gradient_accumulation_steps, math.ceil(num_blocks / batch_size))
+        epochs_steps = math.ceil(hyperparameters.num_epochs * num_blocks / (batch_size * accumulation))
+        num_steps = hyperparameters.max_steps or max(epochs_steps, 1)
+        eval_steps = hyperparameters.eval_steps or math.ceil(num_steps / _NUM_EVALUATIONS)
+        return cls(batch_size, accumulation, num_steps, eval_steps)
+
+
+def train_expert(  # noqa: PLR0913
+    *,
+    base_model: str,
+    train: "Sequence[Example]",
+    validation: "Sequence[Example]",
+    hyperparameters: ExpertHyperparameters,
+    output_dir: Path,
+    on_progress: Callable[[TrainingProgress], None],
+    should_stop: Callable[[], bool],
+    resume: bool = True,
+    num_threads: int | None = None,
+) -> ExpertTraining:
+    """Train an adapter into `output_dir/adapter` and return what came of it.
+
+    Called again with the same arguments after an interruption, it goes on from the last checkpoint and, on
+    the CPU, ends with exactly the weights of an uninterrupted run; called after the end, it returns the same
+    result at once; called with other arguments, it starts over. Raises TrainingStopped within one step of
+    `should_stop()`, InvalidDataset or InvalidRequest for what the caller can mend, JobFailed for a loss that
+    left the finite numbers.
+    """
+    started_at = time.monotonic()
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    transformers_logging.disable_progress_bar()
+    folder = _TrainingFolder(output_dir)
+    folder.open(_fingerprint(base_model, train, validation, hyperparameters), resume=resume)
+    if (finished := folder.result()) is not None:
+        return finished
+    on_progress(TrainingProgress(phase="preparing", step=0, total_steps=0))
+
+    set_seed(hyperparameters.seed)
+    base = load_base(base_model, hyperparameters.mixed_precision)
+    hyperparameters = _within_context(hyperparameters, base.config.to_dict())
+    packing = hyperparameters.packing and keeps_packed_documents_apart(base)
+    train_blocks, validation_blocks = _blocks(base_model, train, validation, hyperparameters, packing=packing)
+    plan = StepPlan.of(hyperparameters, len(train_blocks))
+    set_seed(hyperparameters.seed)
+    model = add_lora(base, hyperparameters, base_name=neutral_base_name(base_model))
+    trainer = ExpertTrainer(
+        model,
+        _arguments(hyperparameters, plan, folder.checkpoints),
+        schedule=Schedule(
+            train_blocks, length=plan.num_steps * plan.batch_size * plan.accumulation, seed=hyperparameters.seed
+        ),
+        validation=validation_blocks,
+        collator=partial(collate, pad_id=_pad_id(base), with_positions=takes_positions(base)),
+        should_stop=should_stop,
+    )
+    with model.disable_adapter():
+        base_eval_loss = trainer.validation_loss()
+    divergence = Divergence(base_eval_loss=base_eval_loss, vocab_size=vocab_size_of(base))
+    state = _run(trainer, hyperparameters, folder, divergence=divergence, on_progress=on_progress)
+    assert state.best_global_step is not None
+    assert state.best_metric is not None
+    return folder.finish(
+        best_checkpoint=folder.checkpoints / f"checkpoint-{state.best_global_step}",
+        best_eval_loss=state.best_metric,
+        base_eval_loss=base_eval_loss,
+        num_train_tokens=sum(block.num_targets for block in train_blocks),
+        num_steps=state.global_step,
+        stopped_early=state.global_step < plan.num_steps,
+        seconds=time.monotonic() - started_at,
+    )
+
+
+def _run(
+    trainer: ExpertTrainer,
+    hyperparameters: ExpertHyperparameters,
+    folder: "_TrainingFolder",
+    *,
+    divergence: Divergence,
+    on_progress: Callable[[TrainingProgress], None],
+) -> TrainerState:
+    """Train from the last checkpoint, if there is one, to the end, and return the final state."""
+    checkpoint = last_complete(folder.checkpoints)
+    early_stop = EarlyStop(hyperparameters.early_stopping_patience)
+    first_step = 0
+    if checkpoint is not None:
+        state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if early_stop.is_due(state):
+            return state
+        first_step = state.global_step
+    trainer.add_callback(divergence)
+    trainer.add_callback(Checkpointing(folder.checkpoints))
+    trainer.add_callback(early_stop)
+    trainer.add_callback(Reporting(on_progress, first_step=first_step, step_loss=lambda: trainer.step_loss))
+    set_seed(hyperparameters.seed)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer.state
+
+
+def _blocks(
+    base_model: str,
+    train: "Sequence[Example]",
+    validation: "Sequence[Example]",
+    hyperparameters: ExpertHyperparameters,
+    *,
+    packing: bool,
+) -> tuple[list[Block], list[Block]]:
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    blocks = partial(
+        make_blocks,
+        tokenizer=tokenizer,
+        max_length=hyperparameters.max_length,
+        packing=packing,
+        completion_only=hyperparameters.completion_only_loss,
+        seed=hyperparameters.seed,
+    )
+    return blocks(train), blocks(validation)
+
+
+def _arguments(hyperparameters: ExpertHyperparameters, plan: StepPlan, checkpoints: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=plan.batch_size,
+        per_device_eval_batch_size=plan.batch_size,
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=1,
+        learning_rate=hyperparameters.learning_rate,
+        warmup_steps=math.ceil(plan.num_steps * hyperparameters.warmup_ratio),
+        lr_scheduler_type=hyperparameters.lr_scheduler,
+        weight_decay=hyperparameters.weight_decay,
+        bf16=hyperparameters.mixed_precision == "bf16",
+        fp16=hyperparameters.mixed_precision == "fp16",
+        eval_strategy="steps",
+        eval_steps=plan.eval_steps,
+        save_strategy="steps",
+        save_steps=plan.eval_steps,
+        save_total_limit=_KEPT_CHECKPOINTS,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_strategy="steps",
+        logging_steps=plan.eval_steps,
+        logging_nan_inf_filter=False,
+        train_sampling_strategy="sequential",
+        seed=hyperparameters.seed,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _within_context(hyperparameters: ExpertHyperparameters, config: dict[str, Any]) -> ExpertHyperparameters:
+    """Blocks are never longer than the base model's context."""
+    context = max_context_of(config) or hyperparameters.max_length
+    return hyperparameters.model_copy(update={"max_length": min(hyperparameters.max_length, context)})
+
+
+def _pad_id(model: Any) -> int:
+    """Any valid id does: padding is never learned nor looked at."""
+    pad_id = model.config.pad_token_id
+    return pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
+
+
+def _fingerprint(
+    base_model: str,
+    train: "Sequence[Example]",
+    validation: "Sequence[Example]",
+    hyperparameters: ExpertHyperparameters,
+) -> str:
+    """SHA-256 of all that decides the result."""
+    digest = hashlib.sha256(f"{base_model}\n{hyperparameters.model_dump_json()}".encode())
+    for part in (train, validation):
+        for example in part:
+            digest.update(f"{len(example.text)}:{example.completion_start}:{example.text}".encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+class _TrainingFolder:
+    """What one training keeps on disk: `inputs`, `checkpoints/`, `adapter/` and, once finished, `result.json`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoints = root / "checkpoints"
+        self.adapter = root / "adapter"
+
+    def open(self, fingerprint: str, *, resume: bool) -> None:
+        """Make the folder, and empty it of what another training, or one not to be resumed, has left."""
+        inputs = self.root / "inputs"
+        if not (resume and inputs.exists() and inputs.read_text() == fingerprint):
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            (self.root / "result.json").unlink(missing_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        inputs.write_text(fingerprint)
+
+    def result(self) -> ExpertTraining | None:
+        """What an earlier call finished with, if it did."""
+        file = self.root / "result.json"
+        if not file.exists():
+            return None
+        return ExpertTraining(**{**json.loads(file.read_text()), "adapter_dir": self.adapter})
+
+    def finish(self, *, best_checkpoint: Path, **figures: Any) -> ExpertTraining:
+        """Copy the best checkpoint's adapter out and remember the result; the result file comes last and at once."""
+        shutil.rmtree(self.adapter, ignore_errors=True)
+        self.adapter.mkdir()
+        for name in ADAPTER_FILES:
+            shutil.copy2(best_checkpoint / name, self.adapter / name)
+        result = ExpertTraining(adapter_dir=self.adapter, **figures)
+        temporary = self.root / "result.json.part"
+        temporary.write_text(json.dumps({**asdict(result), "adapter_dir": None}))
+        os.replace(temporary, self.root / "result.json")
+        return result

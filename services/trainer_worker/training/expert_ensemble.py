@@ -1,0 +1,50 @@
+"""A base model with experts side by side, mixed by given weights: what routers are trained and judged on."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from services.shared.modeling.adapter_files import read_adapter
+from services.shared.modeling.base_model import LoadedBase
+from services.shared.modeling.lora_mixture import LoraMixture
+
+
+class ExpertEnsemble:
+    """Experts in the slots of one mixture; `experts` names the columns of the weights it takes."""
+
+    def __init__(self, base: LoadedBase, mixture: LoraMixture, experts: tuple[str, ...]) -> None:
+        self.base = base
+        self.experts = experts
+        self._mixture = mixture
+
+    @classmethod
+    @contextmanager
+    def load(cls, base: LoadedBase, experts: Sequence[tuple[str, Path]]) -> "Iterator[ExpertEnsemble]":
+        """Load the experts' adapters from (name, folder); the base model is bare again afterwards."""
+        mixture = LoraMixture.attach(base.model, num_slots=len(experts))
+        try:
+            for slot, (_, folder) in enumerate(experts):
+                mixture.load(slot, read_adapter(folder, base.model, dtype=base.dtype))
+            yield cls(base, mixture, tuple(name for name, _ in experts))
+        finally:
+            for slot in range(len(experts)):
+                mixture.clear(slot)
+
+    def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor) -> Tensor:
+        """-log p of every token but the first, [B, T-1], when token t is read under weights_BTE[:, t].
+
+        What the weights leave below 1 is the base model's. Differentiable in the weights.
+        """
+        device = self.base.device
+        token_ids_BT = token_ids_BT.to(device)
+        weights_NE = weights_BTE.reshape(-1, weights_BTE.shape[-1]).to(device=device, dtype=self.base.dtype)
+        with self._mixture.gates(weights_NE, range(len(self.experts))):
+            logits_BTV = self.base.model(input_ids=token_ids_BT, use_cache=False).logits
+        targets_BT = token_ids_BT[:, 1:]
+        nats_N = torch.nn.functional.cross_entropy(
+            logits_BTV[:, :-1].flatten(0, 1).float(), targets_BT.flatten(), reduction="none"
+        )
+        return nats_N.view_as(targets_BT)

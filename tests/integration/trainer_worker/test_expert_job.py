@@ -1,0 +1,303 @@
+"""Expert jobs from the row to the release, in this process, on a real base model and real text."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.shared.config import Settings
+from services.shared.database.rows import ExpertVersionRow, JobRow, ReleaseRow
+from services.shared.jobs import create_job, find_job, list_events
+from services.shared.modeling.base_model import base_fingerprint
+from services.shared.modeling.release_scorer import ReleaseScorer
+from services.shared.registry import activate_release, active_release, create_release, retire_expert
+from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
+from services.shared.storage import Storage
+from services.shared.tokenizer import load_tokenizer
+from services.shared.vocabulary import JobStatus
+from services.trainer_worker.evidence import EvidenceMaker
+from services.trainer_worker.job_runner import JobRunner
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+QUICK = ExpertHyperparameters(rank=4, max_steps=8, eval_steps=4, batch_size=4, max_length=64, learning_rate=2e-3)
+Run = Callable[..., JobRow]
+
+
+@pytest.fixture
+def run(settings: Settings, sessions: sessionmaker[Session]) -> Run:
+    """Submit a job, run it here and return its row."""
+
+    def run(spec: ExpertJobSpec | RouterJobSpec) -> JobRow:
+        with sessions.begin() as session:
+            job_id = create_job(session, spec).id
+        JobRunner(
+            settings=settings,
+            sessions=sessions,
+            storage=Storage(settings.storage.root),
+            owner="this-test",
+            shutting_down=lambda: False,
+        ).run(job_id)
+        with sessions() as session:
+            return find_job(session, job_id)
+
+    return run
+
+
+@pytest.fixture
+def expert(word_problems: str) -> Callable[..., ExpertJobSpec]:
+    """An expert job that joins and activates."""
+
+    def expert(name: str, **changes: Any) -> ExpertJobSpec:
+        fields = {"training_file": word_problems, "hyperparameters": QUICK, "add_to_release": True, "activate": True}
+        return ExpertJobSpec(name=name, **(fields | changes))
+
+    return expert
+
+
+@pytest.fixture(scope="module")
+def base_text(shared_material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model's own text, which a worker samples once per base model."""
+    base_model = str(shared_material / "models" / "stories260K-hf")
+    storage = Storage(tmp_path_factory.mktemp("base-text"))
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.trainer_worker.evidence.DEFAULT_MAX_TOKENS", 4_000)
+        EvidenceMaker(
+            settings=Settings(base_model=base_model, device="cpu"),
+            storage=storage,
+            tokenizer=load_tokenizer(base_model),
+            fingerprint=base_fingerprint(base_model),
+            tap_layer=None,
+        ).base_row()
+    return storage.root / "base_text"
+
+
+@pytest.fixture(autouse=True)
+def _sampled_before(settings: Settings, base_text: Path) -> None:
+    shutil.copytree(base_text, settings.storage.root / "base_text")
+
+
+def active(sessions: sessionmaker[Session]) -> ReleaseRow:
+    with sessions() as session:
+        release = active_release(session)
+    assert release is not None
+    return release
+
+
+def scorer_of(release: ReleaseRow, settings: Settings) -> ReleaseScorer:
+    """The release's router as the services load it."""
+    storage = Storage(settings.storage.root)
+    return ReleaseScorer.load(
+        router_dir=storage.artifact(release.router_digest),
+        graph_dir=None,
+        experts=[(c.version.expert_name, storage.artifact(c.version.digest)) for c in release.experts],
+        vocab_size=load_tokenizer(settings.base_model).vocab_size,
+    )
+
+
+def columns(release: ReleaseRow) -> list[tuple[str, int]]:
+    return [(column.version.expert_name, column.version.version) for column in release.experts]
+
+
+class TestJoining:
+    def test_makes_the_first_release_and_adds_to_and_replaces_in_the_next(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+    ) -> None:
+        first = run(expert("math", domain="mathematics"))
+        second = run(expert("sums"))
+        router = active(sessions).router_digest
+        third = run(expert("math", hyperparameters=QUICK.model_copy(update={"seed": 1})))
+
+        assert [row.status for row in (first, second, third)] == [JobStatus.SUCCEEDED] * 3, first.error
+        assert first.result["metrics"]["eval_loss"] < first.result["metrics"]["base_eval_loss"]
+        release = active(sessions)
+        assert third.result["release"] == release.id
+        assert columns(release) == [("math", 2), ("sums", 1)]
+        assert release.router_digest == router
+        assert scorer_of(release, settings).columns == ("math", "sums", "base")
+
+    def test_only_when_asked(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session]
+    ) -> None:
+        alone = run(expert("alone", add_to_release=False, activate=False))
+        staged = run(expert("staged", activate=False))
+
+        assert "release" not in alone.result
+        assert staged.result["activated"] is False
+        with sessions() as session:
+            assert active_release(session) is None
+            assert session.query(ReleaseRow).count() == 1
+            assert session.query(ExpertVersionRow).count() == 2
+
+    def test_loses_no_change_that_was_activated_meanwhile(
+        self,
+        run: Run,
+        expert: Callable[..., ExpertJobSpec],
+        sessions: sessionmaker[Session],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name in ("math", "sums"):
+            run(expert(name))
+        interfered: list[int] = []
+
+        def activate_late(session: Session, number: int, *, expected_active: int | None) -> ReleaseRow:
+            # Between the job's reading of the active release and its activation, somebody removes `sums`.
+            if not interfered:
+                interfered.append(_release_without(sessions, "sums"))
+            return activate_release(session, number, expected_active=expected_active)
+
+        monkeypatch.setattr("services.trainer_worker.releases.activate_release", activate_late)
+        row = run(expert("late"))
+
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        assert columns(active(sessions)) == [("math", 1), ("late", 1)]
+        with sessions() as session:
+            assert session.query(ReleaseRow).count() == 4
+
+
+def _release_without(sessions: sessionmaker[Session], name: str) -> int:
+    with sessions.begin() as session:
+        release = active_release(session)
+        assert release is not None
+        kept = [column.version_id for column in release.experts if column.version.expert_name != name]
+        smaller = create_release(
+            session,
+            base_model=release.base_model,
+            base_fingerprint=release.base_fingerprint,
+            router_digest=release.router_digest,
+            router_kind=release.router_kind,
+            graph_digest=None,
+            version_ids=kept,
+            note="smaller",
+        )
+        activate_release(session, smaller.number, expected_active=release.number)
+        retire_expert(session, name)
+        return smaller.number
+
+
+class TestFailing:
+    def test_on_bad_data_names_the_line(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str]
+    ) -> None:
+        lines = ['{"text": "good"}', '{"text": "good"}', '{"text": broken']
+
+        row = run(expert("math", training_file=upload("bad.jsonl", "\n".join(lines))))
+
+        assert row.status == JobStatus.FAILED
+        assert row.error["code"] == "invalid_dataset"
+        assert "bad.jsonl line 3" in row.error["message"]
+
+    def test_on_too_little_data_says_how_much_is_needed(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str]
+    ) -> None:
+        row = run(expert("math", training_file=upload("one.txt", "All the text there is.")))
+
+        assert row.error["code"] == "invalid_dataset"
+        assert "at least 2" in row.error["message"]
+
+    def test_on_an_absurd_learning_rate_names_it_and_registers_nothing(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+    ) -> None:
+        absurd = QUICK.model_copy(update={"learning_rate": 1.0, "alpha": 1e6, "max_steps": 60, "warmup_ratio": 0.0})
+
+        row = run(expert("math", hyperparameters=absurd))
+
+        assert row.status == JobStatus.FAILED
+        assert row.error["code"] in {"loss_not_finite", "training_diverged"}
+        assert "lower learning_rate (it was 1)" in row.error["message"]
+        with sessions() as session:
+            assert session.query(ExpertVersionRow).count() == 0
+        checkpoints = Storage(settings.storage.root).root.glob(f"jobs/{row.id}/work/checkpoints/*")
+        assert len(list(checkpoints)) <= 1
+
+
+class TestRouterJob:
+    def test_makes_a_bayes_router_with_settings_of_its_own(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+    ) -> None:
+        for name in ("math", "sums"):
+            run(expert(name))
+
+        row = run(RouterJobSpec(settings={"temper": 0.2, "max_experts_per_token": 1}, activate=True))
+
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        release = active(sessions)
+        assert row.result["release"] == release.id
+        assert columns(release) == [("math", 1), ("sums", 1)]
+        router = Storage(settings.storage.root).artifact(release.router_digest) / "router.json"
+        fields = json.loads(router.read_text())
+        assert (fields["temper"], fields["max_experts_per_token"]) == (0.2, 1)
+
+    def test_adds_the_trunk_evidence_that_it_needs_and_newcomers_bring_theirs(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+    ) -> None:
+        run(expert("math"))
+
+        router = run(RouterJobSpec(settings={"tap_layer": 1}, activate=True))
+        newcomer = run(expert("sums"))
+
+        assert router.status == JobStatus.SUCCEEDED, router.error
+        assert newcomer.status == JobStatus.SUCCEEDED, newcomer.error
+        release = active(sessions)
+        assert columns(release) == [("math", 2), ("sums", 1)]
+        assert scorer_of(release, settings).tap_layer == 1
+
+    def test_takes_the_base_row_from_a_file(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str], shared_material: Path
+    ) -> None:
+        run(expert("math"))
+        text = (shared_material / "data" / "text" / "wiki_demo.txt").read_text(encoding="utf-8")[:20_000]
+
+        sampled = run(RouterJobSpec())
+        given = run(RouterJobSpec(generic_file=upload("wiki.txt", text)))
+
+        assert given.status == JobStatus.SUCCEEDED, given.error
+        assert given.result["router"] != sampled.result["router"]
+
+    def test_trains_a_learned_router_that_takes_no_newcomer(
+        self,
+        run: Run,
+        expert: Callable[..., ExpertJobSpec],
+        word_problems: str,
+        sessions: sessionmaker[Session],
+    ) -> None:
+        for name in ("math", "sums"):
+            run(expert(name))
+        hyperparameters = {"num_steps": 4, "batch_size": 2, "max_length": 64}
+
+        router = run(
+            RouterJobSpec(
+                router="learned",
+                training_files={"math": word_problems, "sums": word_problems},
+                hyperparameters=hyperparameters,
+                activate=True,
+            )
+        )
+        newcomer = run(expert("newcomer"))
+        again = run(expert("math"))
+
+        assert router.status == JobStatus.SUCCEEDED, router.error
+        assert router.result["router_kind"] == "learned"
+        assert newcomer.error["code"] == "router_takes_no_newcomer"
+        assert again.status == JobStatus.SUCCEEDED, again.error
+        assert columns(active(sessions)) == [("math", 2), ("sums", 1)]
+
+    def test_says_which_setting_is_wrong(self, run: Run, expert: Callable[..., ExpertJobSpec]) -> None:
+        row = run(RouterJobSpec(settings={"temperature": 1}))
+
+        assert row.status == JobStatus.FAILED
+        assert "settings.temperature" in row.error["message"]
+        assert "temper" in row.error["message"]
+
+    def test_without_experts_says_so(self, run: Run, sessions: sessionmaker[Session]) -> None:
+        row = run(RouterJobSpec())
+
+        assert row.error["code"] == "no_experts"
+        with sessions() as session:
+            assert list_events(session, row.id)[-1].level == "error"

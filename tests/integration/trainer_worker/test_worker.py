@@ -1,0 +1,133 @@
+"""Real worker processes: a job's whole trip, and what becomes of it when they are stopped, killed or told to cancel."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.shared.config import Settings
+from services.shared.database.rows import JobRow
+from services.shared.jobs import list_events, request_cancel
+from services.shared.queue import celery_client, enqueue_job
+from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.storage import Storage
+from services.shared.tokenizer import load_tokenizer
+from services.shared.training_text import read_examples
+from services.shared.vocabulary import JobStatus
+from services.trainer_worker.datasets import split_examples
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+STEADY = ExpertHyperparameters(
+    rank=4, max_steps=120, batch_size=1, max_length=32, eval_steps=10, dropout=0.1, early_stopping_patience=0
+)
+Submit = Callable[[ExpertJobSpec], str]
+Wait = Callable[..., JobRow]
+Start = Callable[[], "subprocess.Popen[bytes]"]
+
+
+def is_training(row: JobRow) -> bool:
+    return row.status == JobStatus.RUNNING and row.phase in {"training", "evaluating"} and row.step > 0
+
+
+def test_a_job_goes_its_whole_way_once_however_many_messages_there_are(
+    submit: Submit,
+    wait_for: Wait,
+    start_worker: Start,
+    word_problems: str,
+    settings: Settings,
+    sessions: sessionmaker[Session],
+) -> None:
+    quick = STEADY.model_copy(update={"max_steps": 10, "eval_steps": 5})
+    job_id = submit(ExpertJobSpec(name="math", training_file=word_problems, hyperparameters=quick))
+    for _ in range(3):
+        enqueue_job(celery_client(settings), job_id)
+
+    start_worker()
+    row = wait_for(job_id)
+
+    assert row.status == JobStatus.SUCCEEDED, row.error
+    assert row.attempt == 1
+    with sessions() as session:
+        events = list_events(session, job_id)
+    assert [event.data["status"] for event in events if event.type == "status"] == ["queued", "running", "succeeded"]
+    metrics = [event.data for event in events if event.type == "metrics"]
+    assert metrics[-1]["step"] == metrics[-1]["total_steps"] == 10
+    assert any("eval_loss" in data for data in metrics)
+    assert row.result["metrics"]["eval_loss"] < row.result["metrics"]["base_eval_loss"]
+
+
+def test_a_job_survives_a_shutdown_and_a_kill_with_the_weights_of_an_uninterrupted_run(
+    submit: Submit,
+    wait_for: Wait,
+    start_worker: Start,
+    word_problems: str,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    job_id = submit(ExpertJobSpec(name="math", training_file=word_problems, hyperparameters=STEADY))
+
+    leaving = start_worker()
+    wait_for(job_id, lambda row: is_training(row) and row.step >= 25)
+    leaving.send_signal(signal.SIGTERM)
+    assert leaving.wait(60) == 0
+    handed_back = wait_for(job_id, lambda row: row.status == JobStatus.QUEUED, 1.0)
+    assert handed_back.attempt == 0
+
+    dying = start_worker()
+    wait_for(job_id, lambda row: is_training(row) and row.step > handed_back.step + 15)
+    killed_at = time.monotonic()
+    os.killpg(dying.pid, signal.SIGKILL)
+    dying.wait()
+    start_worker()
+    wait_for(job_id, lambda row: row.attempt == 2)
+    print(f"running again {time.monotonic() - killed_at:.1f} s after the kill")  # noqa: T201
+    row = wait_for(job_id)
+
+    assert row.status == JobStatus.SUCCEEDED, row.error
+    artifact = Storage(settings.storage.root).artifact(row.result["digest"])
+    resumed = (artifact / "adapter_model.safetensors").read_bytes()
+    assert resumed == uninterrupted(word_problems, settings, tmp_path)
+
+
+def uninterrupted(training_file: str, settings: Settings, tmp_path: Path) -> bytes:
+    """The weights of the same training in one go."""
+    from services.trainer_worker.training.expert import train_expert
+
+    path = Storage(settings.storage.root).upload(training_file)
+    chat_template = load_tokenizer(settings.base_model).apply_chat_template
+    examples = read_examples(path, filename="problems.jsonl", chat_template=chat_template)
+    train, validation = split_examples(examples, fraction=STEADY.validation_fraction, seed=STEADY.seed)
+    training = train_expert(
+        base_model=settings.base_model,
+        train=train,
+        validation=validation,
+        hyperparameters=STEADY,
+        output_dir=tmp_path / "uninterrupted",
+        on_progress=lambda _: None,
+        should_stop=lambda: False,
+        num_threads=settings.trainer.num_threads,
+    )
+    return (training.adapter_dir / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_running_job_is_cancelled_within_a_step_and_the_worker_goes_on(
+    submit: Submit, wait_for: Wait, start_worker: Start, word_problems: str, sessions: sessionmaker[Session]
+) -> None:
+    endless = STEADY.model_copy(update={"max_steps": 1_000_000, "eval_steps": 1000})
+    start_worker()
+    job_id = submit(ExpertJobSpec(name="math", training_file=word_problems, hyperparameters=endless))
+    wait_for(job_id, is_training)
+
+    with sessions.begin() as session:
+        request_cancel(session, job_id)
+    row = wait_for(job_id, timeout_s=10.0)
+
+    assert row.status == JobStatus.CANCELLED
+    missing = ExpertJobSpec(name="math", training_file="file-" + "0" * 32)
+    assert wait_for(submit(missing)).error["code"] == "file_missing"

@@ -1,0 +1,235 @@
+"""Two toy experts, one of words and one of sums: routers and graphs learn whose text is whose."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.shared.config import RouterSettings, Settings
+from services.shared.errors import InvalidDataset
+from services.shared.modeling.base_model import LoadedBase, load_base_model
+from services.shared.modeling.base_row import sample_base_text
+from services.shared.modeling.bigram_evidence import build_bigram_evidence
+from services.shared.modeling.release_scorer import ReleaseScorer
+from services.shared.modeling.router_artifact import write_bayes_router
+from services.shared.schemas.jobs import ExpertHyperparameters, RouterHyperparameters
+from services.shared.training_text import Example
+from services.shared.vocabulary import GateType
+from services.trainer_worker.progress import TrainingProgress, TrainingStopped
+from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
+from services.trainer_worker.training.expert import train_expert
+from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
+from services.trainer_worker.training.router import train_learned_router
+from services.trainer_worker.training.spliced_documents import DocumentSplicer, split_streams
+
+
+def words(seed: int) -> str:
+    generator = np.random.default_rng(seed)
+    return " ".join(generator.choice(["moon", "tree", "river", "stone", "cloud"], size=14))
+
+
+def sums(seed: int) -> str:
+    numbers = np.random.default_rng(seed).integers(10, 50, size=(7, 2))
+    return "\n".join(f"{a}+{b}={a + b}" for a, b in numbers)
+
+
+@dataclass(frozen=True)
+class Toys:
+    """The tiny base with two trained experts that carry their evidence."""
+
+    base: LoadedBase
+    experts: list[tuple[str, Path]]
+    texts: Mapping[str, Sequence[Example]]
+
+
+@pytest.fixture(scope="module")
+def toys(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    folder = tmp_path_factory.mktemp("toys")
+    base = load_base_model(Settings(base_model=str(tiny_base), device="cpu"))
+    texts = {
+        "words": [Example(words(seed), None) for seed in range(60)],
+        "sums": [Example(sums(seed), None) for seed in range(60)],
+    }
+    experts = []
+    for name, examples in texts.items():
+        training = train_expert(
+            base_model=str(tiny_base),
+            train=examples[:50],
+            validation=examples[50:],
+            hyperparameters=ExpertHyperparameters(
+                rank=4,
+                learning_rate=2e-2,
+                max_steps=60,
+                batch_size=4,
+                max_length=64,
+                eval_steps=60,
+                early_stopping_patience=0,
+                dropout=0.0,
+            ),
+            output_dir=folder / name,
+            num_threads=1,
+            on_progress=lambda progress: None,
+            should_stop=lambda: False,
+        )
+        evidence = build_bigram_evidence(
+            base.tokenizer.encode_batch([example.text for example in examples[:50]]), base.tokenizer.vocab_size
+        )
+        evidence.save(training.adapter_dir / "evidence" / "bigram.safetensors")
+        experts.append((name, training.adapter_dir))
+    return Toys(base, experts, texts)
+
+
+SWITCH = 60
+
+
+def spliced(toys: Toys, seed: int = 1000) -> list[int]:
+    """Sixty token ids of words, then forty of sums."""
+    first = toys.base.tokenizer.encode(words(seed))[:SWITCH]
+    second = toys.base.tokenizer.encode(sums(seed), add_special_tokens=False)[:40]
+    return first + second
+
+
+class TestTrainLearnedRouter:
+    @pytest.mark.parametrize("router_type", list(GateType))
+    def test_learns_from_the_task_alone_to_route_two_experts(
+        self, toys: Toys, tmp_path: Path, router_type: GateType
+    ) -> None:
+        reported: list[TrainingProgress] = []
+
+        training = train_learned_router(
+            base=toys.base,
+            experts=toys.experts,
+            texts=toys.texts,
+            settings=RouterSettings(router_type=router_type, max_experts_per_token=1),
+            hyperparameters=RouterHyperparameters(num_steps=60, learning_rate=1e-2, batch_size=4, max_length=64),
+            output_dir=tmp_path,
+            on_progress=reported.append,
+            should_stop=lambda: False,
+        )
+
+        judgement = training.judgement
+        kept = (judgement.base_loss - judgement.gated_loss) / (judgement.base_loss - judgement.oracle_loss)
+        assert kept > 0.8
+        assert judgement.experts_per_token <= 1.0
+        assert training.load_balance == pytest.approx(1.0, abs=0.5)
+        assert reported[-1].phase == "evaluating"
+        assert [progress.step for progress in reported if progress.phase == "training"] == list(range(1, 61))
+        self.assert_routes(toys, training.router_dir)
+
+    def assert_routes(self, toys: Toys, router_dir: Path) -> None:
+        """The artifact, as serving loads it, sends words to words and sums to sums."""
+        from services.shared.modeling.trunk import trunk_states
+
+        scorer = ReleaseScorer.load(
+            router_dir=router_dir, graph_dir=None, experts=toys.experts, vocab_size=toys.base.tokenizer.vocab_size
+        )
+        assert scorer.tap_layer == 0
+        rows = []
+        for seed in range(1000, 1008):
+            ids = spliced(toys, seed)
+            states_TD = trunk_states(toys.base.model, torch.tensor([ids]), 0)[0].numpy()
+            rows.append(scorer.weights(scorer.advance(scorer.start(), ids, states_TD)))
+        weights_TC = np.mean(rows, axis=0)
+        of_words_C, of_sums_C = weights_TC[20:SWITCH].mean(axis=0), weights_TC[SWITCH + 20 :].mean(axis=0)
+        assert of_words_C[0] > 2 * of_words_C[1]
+        assert of_sums_C[1] > 2 * of_sums_C[0]
+
+    def test_stops_within_a_step_of_being_told(self, toys: Toys, tmp_path: Path) -> None:
+        reported: list[TrainingProgress] = []
+
+        with pytest.raises(TrainingStopped):
+            train_learned_router(
+                base=toys.base,
+                experts=toys.experts,
+                texts=toys.texts,
+                settings=RouterSettings(),
+                hyperparameters=RouterHyperparameters(num_steps=50, batch_size=2, max_length=64),
+                output_dir=tmp_path,
+                on_progress=reported.append,
+                should_stop=lambda: sum(progress.phase == "training" for progress in reported) >= 3,
+            )
+
+        assert reported[-1].step == 3
+        assert not (tmp_path / "router").exists()
+
+    def test_an_expert_without_text_is_refused(self, toys: Toys, tmp_path: Path) -> None:
+        with pytest.raises(InvalidDataset, match="some text of its own"):
+            train_learned_router(
+                base=toys.base,
+                experts=toys.experts,
+                texts={"words": toys.texts["words"]},
+                settings=RouterSettings(),
+                hyperparameters=RouterHyperparameters(num_steps=1),
+                output_dir=tmp_path,
+                on_progress=lambda progress: None,
+                should_stop=lambda: False,
+            )
+
+    def test_leaves_the_base_model_bare(self, toys: Toys) -> None:
+        ids_BT = torch.tensor([spliced(toys)])
+        before = toys.base.model(input_ids=ids_BT).logits
+
+        with ExpertEnsemble.load(toys.base, toys.experts) as ensemble:
+            assert not torch.equal(ensemble.nats(ids_BT, torch.ones(1, ids_BT.shape[1], 2)), before)
+
+        assert torch.equal(toys.base.model(input_ids=ids_BT).logits, before)
+
+
+class TestTrainCooperationGraph:
+    def test_reports_the_graph_with_all_its_controls(self, toys: Toys, tmp_path: Path) -> None:
+        generic = sample_base_text(toys.base.model, toys.base.tokenizer, num_tokens=5000, seed=0)
+        vocab_size = toys.base.tokenizer.vocab_size
+        base_evidence = build_bigram_evidence(generic, vocab_size)
+        write_bayes_router(tmp_path, settings=RouterSettings(), base_evidence=base_evidence)
+        scorer = ReleaseScorer.load(router_dir=tmp_path, graph_dir=None, experts=toys.experts, vocab_size=vocab_size)
+
+        report = train_cooperation_graph(
+            base=toys.base,
+            experts=toys.experts,
+            scorer=scorer,
+            max_experts=4,
+            texts=toys.texts,
+            plan=GraphPlan(num_steps=5, batch_size=4, length=64, seeds=(0, 1), num_test_documents=8),
+            on_progress=lambda progress: None,
+            should_stop=lambda: False,
+        )
+
+        rows = [(variant.name, variant.seed) for variant in report.variants]
+        assert rows == [("no graph", 0), *((name, seed) for seed in (0, 1) for name in ("learned", "scalar", "random"))]
+        assert report.variants[0].gain == 0.0
+        assert report.graph.experts == ("words", "sums")
+        assert not np.diag(report.graph.adjacency_EE).any()
+        json.dumps(report.as_json())
+
+
+class TestSplicedDocuments:
+    def test_label_every_token_with_the_column_its_text_is_from(self) -> None:
+        splicer = DocumentSplicer([[[1] * 50], [[2] * 50]], length=40, seed=0)
+
+        batch = splicer.draw(30)
+
+        assert torch.equal(batch.token_ids_BT - 1, batch.columns_BT)
+        switches = (batch.columns_BT.diff(dim=1) != 0).sum(dim=1)
+        assert set(switches.tolist()) == {0, 1}
+
+    def test_are_a_function_of_the_seed(self) -> None:
+        streams = [[list(range(100))], [list(range(100, 200))]]
+
+        draws = [DocumentSplicer(streams, length=40, seed=seed).draw(5).token_ids_BT for seed in (0, 0, 1)]
+
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
+
+    def test_held_out_documents_are_never_trained_on(self) -> None:
+        streams = {"many": [[n] * 3 for n in range(20)], "one": [list(range(100))]}
+
+        train, test = split_streams(streams, held_out=0.1, seed=0)
+
+        assert len(train["many"]) == 18
+        assert not {tuple(text) for text in train["many"]} & {tuple(text) for text in test["many"]}
+        assert list(train["one"][0]) == list(range(90))
+        assert list(test["one"][0]) == list(range(90, 100))

@@ -1,0 +1,43 @@
+# Two commands are enough: `make run` and `make test`. `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format demo bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Create .venv and install everything (only what changed)
+
+$(READY): pyproject.toml constraints.txt scripts/setup
+	@scripts/setup $(VENV)
+	@touch $@
+
+run: $(READY)  ## Start the whole stack; options: make run ARGS="--port 9000 --state DIR"
+	@$(BIN)/adaptive-moe up $(ARGS)
+
+test: $(READY)  ## Run every test against real Postgres and Valkey; options: make test ARGS="tests/unit -k gate"
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## Format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(READY)  ## Rebuild the demo base model, experts, router and graph (about 45 minutes on two cores)
+	$(BIN)/adaptive-moe demo build $(ARGS)
+
+bench: $(READY)  ## Measure decode and prefill of base, one adapter and the routed mixture
+	$(BIN)/python -m benchmarks.decode_prefill $(ARGS)
+
+clean:  ## Remove caches, the state folder and the virtual environment
+	@if [ -x $(BIN)/adaptive-moe ]; then $(BIN)/adaptive-moe down --erase; fi
+	rm -rf $(VENV) .state build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

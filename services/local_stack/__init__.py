@@ -1,0 +1,1 @@
+"""The local stack: real Postgres, real Valkey, the three services, one command. Nobody imports it."""

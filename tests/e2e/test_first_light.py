@@ -1,0 +1,80 @@
+"""A newcomer's first hour: upload text, train an expert over HTTP, watch it join, and see who wrote what."""
+
+import json
+
+import httpx
+import pytest
+
+from services.trainer_worker.demo.domains import DOMAINS
+from tests.e2e.journey import events, generate, shares, submit, upload, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+NEWCOMER = next(name for name, domain in DOMAINS.items() if not domain.in_demo)
+"""A domain that neither the base model nor any expert of the demo has seen."""
+
+
+def test_upload_train_release_generate_and_read_the_log(demo_stack: httpx.Client) -> None:
+    domain = DOMAINS[NEWCOMER]
+    before = demo_stack.get("/releases").json()["data"]
+    active_before = next(release["id"] for release in before if release["status"] == "active")
+    lines = [
+        json.dumps({"prompt": item.prompt, "completion": item.completion}) for item in domain.generate(1, 400, "train")
+    ]
+    held_out = domain.generate(2, 4, "held_out")
+
+    file_id = upload(demo_stack, f"{NEWCOMER}.jsonl", "\n".join(lines).encode())
+    job_id = submit(
+        demo_stack,
+        {
+            "kind": "expert",
+            "name": NEWCOMER.replace("_", "-"),
+            "domain": NEWCOMER,
+            "training_file": file_id,
+            "hyperparameters": {"max_steps": 60, "learning_rate": 2e-3, "max_length": 128},
+            "add_to_release": True,
+            "activate": True,
+        },
+    )
+    history = events(demo_stack, job_id)
+    job = wait_for(demo_stack, job_id)
+
+    assert job["status"] == "succeeded", job["error"]
+    assert job["progress"]["step"] == job["progress"]["total_steps"] == 60
+    assert any("loss" in event["data"] for event in history if event["type"] == "metrics")
+    releases = demo_stack.get("/releases").json()["data"]
+    active = next(release["id"] for release in releases if release["status"] == "active")
+    assert active != active_before
+
+    answer = generate(demo_stack, held_out[0].prompt, max_new_tokens=24, details=True)
+    by_expert = shares(answer)
+
+    assert answer["routing"]["release"] == active
+    assert max(by_expert, key=by_expert.__getitem__) == NEWCOMER.replace("_", "-")
+    assert sum(by_expert.values()) == pytest.approx(1.0, abs=1e-6)
+    request = demo_stack.get(f"/requests/{answer['routing']['request_id']}").json()
+    assert request["release"] == active
+    assert [token["id"] for token in request["tokens"] if token["generated"]] == [
+        token["id"] for token in answer["details"]["tokens"]
+    ]
+
+
+def test_old_domains_are_still_answered_by_their_own_experts(demo_stack: httpx.Client) -> None:
+    for name, domain in DOMAINS.items():
+        if not domain.in_demo or name == "mixed":
+            continue
+        by_expert = shares(generate(demo_stack, domain.generate(3, 1, "held_out")[0].prompt, max_new_tokens=24))
+
+        assert max(by_expert, key=by_expert.__getitem__) == name
+
+
+def test_one_expert_a_set_and_none_can_be_forced(demo_stack: httpx.Client) -> None:
+    prompt = DOMAINS["math"].generate(4, 1, "held_out")[0].prompt
+
+    one = shares(generate(demo_stack, prompt, adapter_id="code", max_new_tokens=8))
+    some = shares(generate(demo_stack, prompt, experts={"code": 0.5, "math": 0.25}, max_new_tokens=8))
+    none = shares(generate(demo_stack, prompt, adapter_id="base", max_new_tokens=8))
+
+    assert one["code"] == pytest.approx(1.0)
+    assert some["code"] > some["math"] > 0
+    assert none == {"base": pytest.approx(1.0)}

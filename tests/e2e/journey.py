@@ -46,6 +46,14 @@ def events(client: httpx.Client, job_id: str) -> list[dict[str, Any]]:
     return found
 
 
+def wait_until_served(client: httpx.Client, release: str) -> None:
+    """Wait for a release that another process activated: it is seen within `catalog_poll_s`, half a second by default."""
+    deadline = time.monotonic() + 20.0
+    while client.get("/ready").json()["release"] != release:
+        assert time.monotonic() < deadline, f"{release} is active but not served"
+        time.sleep(0.1)
+
+
 def generate(client: httpx.Client, prompt: str, **parameters: Any) -> dict[str, Any]:
     """One answer of /generate."""
     response = client.post("/generate", json={"inputs": prompt, "parameters": parameters})

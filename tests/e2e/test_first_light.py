@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from services.trainer_worker.demo.domains import DOMAINS
-from tests.e2e.journey import events, generate, shares, submit, upload, wait_for
+from tests.e2e.journey import events, generate, shares, submit, upload, wait_for, wait_until_served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -45,6 +45,7 @@ def test_upload_train_release_generate_and_read_the_log(demo_stack: httpx.Client
     releases = demo_stack.get("/releases").json()["data"]
     active = next(release["id"] for release in releases if release["status"] == "active")
     assert active != active_before
+    wait_until_served(demo_stack, active)
 
     answer = generate(demo_stack, held_out[0].prompt, max_new_tokens=24, details=True)
     by_expert = shares(answer)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e import real_text
 from tests.e2e.conftest import running_stack
-from tests.e2e.journey import generate, shares, submit, upload, wait_for
+from tests.e2e.journey import generate, shares, submit, upload, wait_for, wait_until_served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -48,6 +48,7 @@ def test_experts_trained_on_real_text_each_answer_for_their_own(
             ),
         )
         assert job["status"] == "succeeded", job["error"]
+        wait_until_served(stories_stack, job["result"]["release"])
 
     for name, texts in documents.items():
         held_out = texts[3][:300]

@@ -47,7 +47,7 @@ def events(client: httpx.Client, job_id: str) -> list[dict[str, Any]]:
 
 
 def wait_until_served(client: httpx.Client, release: str) -> None:
-    """Wait for a release that another process activated: it is seen within `catalog_poll_s`, half a second by default."""
+    """Wait for a release that a worker activated: the router service looks every `catalog_poll_s`, half a second."""
     deadline = time.monotonic() + 20.0
     while client.get("/ready").json()["release"] != release:
         assert time.monotonic() < deadline, f"{release} is active but not served"

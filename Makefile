@@ -5,6 +5,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests that start whole stacks run one after the other: another stack would take the ports of a part that is down.
+STACKS := tests/e2e tests/integration/local_stack
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +21,12 @@ run: $(READY)  ## Start the whole stack; options: make run ARGS="--port 9000 --s
 	@$(BIN)/adaptive-moe up $(ARGS)
 
 test: $(READY)  ## Run every test against real Postgres and Valkey; options: make test ARGS="tests/unit -k gate"
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(STACKS))
+	$(BIN)/python -m pytest $(STACKS)
+endif
 
 check: $(READY)  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -34,8 +41,13 @@ format: $(READY)  ## Put the code into shape
 demo: $(READY)  ## Rebuild the demo base model, experts, router and graph (about 45 minutes on two cores)
 	$(BIN)/adaptive-moe demo build $(ARGS)
 
-bench: $(READY)  ## Measure decode and prefill of base, one adapter and the routed mixture
-	$(BIN)/python -m benchmarks.decode_prefill $(ARGS)
+bench: $(READY)  ## Measure speed and memory against peers and limits (long; writes benchmarks/results)
+	$(BIN)/python -m benchmarks.decode_prefill --shape S --rounds 7 $(ARGS)
+	$(BIN)/python -m benchmarks.decode_prefill --shape M --rounds 3 --new-tokens 16 $(ARGS)
+	$(BIN)/python -m benchmarks.ragged
+	$(BIN)/python -m benchmarks.many_experts
+	$(BIN)/python -m benchmarks.adapter_loading
+	$(BIN)/python -m benchmarks.hop
 
 clean:  ## Remove caches, the state folder and the virtual environment
 	@if [ -x $(BIN)/adaptive-moe ]; then $(BIN)/adaptive-moe down --erase; fi

@@ -1,25 +1,23 @@
-"""Decode and prefill: the routed mixture in our engine against the base model alone, interleaved in one run.
+"""Decode and prefill: the routed mixture in our engine against the base model alone and its peers, interleaved.
 
-Systems: `transformers.generate` of the bare base; the base, one adapter and routed mixtures in our engine. Every round
-measures every system once, so that a noisy machine disturbs all alike; ratios are taken within a round. Worst case:
-four of eight experts at every token. Realistic: a Bayes router over the text, one or two experts per token.
+Systems: `transformers.generate` of the bare base; PEFT with one adapter, a mixed batch, Arrow and X-LoRA; two passes
+with caches; the base, one adapter and routed mixtures in our engine. Every round measures every system once, so that a
+noisy machine disturbs all alike; ratios are taken within a round. Worst case: four of eight experts at every token.
+Realistic: a Bayes router over the text, one or two experts per token.
 
-    python -m benchmarks.decode_prefill --rounds 9
+    python -m benchmarks.decode_prefill --shape S --rounds 9
 
 writes benchmarks/results/decode_prefill-<date>.json and .md.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from benchmarks import peers
+from benchmarks.peers import CLOCK, generate_seconds
+from benchmarks.results_file import machine, quartiles, write_results
 from benchmarks.serving_parts import BenchEngine, SpreadScorer, bayes_scorer, bench_engine, random_adapters
 
 SHAPES = {
@@ -37,8 +38,9 @@ VOCAB_SIZE, NUM_EXPERTS, RANK = 32_000, 8, 8
 DECODE_PROMPT, PREFILL_PROMPT = 32, 512
 BASELINE = "generate"
 Measure = Callable[[], float]
-CLOCK = time.process_time
-"""CPU seconds: on one thread they are the work done, whatever else the machine is busy with."""
+PER_TOKEN = 4
+"""Experts at every token in the worst case, Arrow and two passes; X-LoRA always applies all eight."""
+OURS = "engine, routed, 4 of 8 experts"
 
 
 @dataclass
@@ -57,12 +59,12 @@ class Column:
 
     def summary(self) -> dict[str, Any]:
         """Tokens per second and the ratio to the baseline: median and quartiles over rounds."""
-        base = self.seconds[BASELINE]
+        base, ours = self.seconds[BASELINE], self.seconds[OURS]
         return {
             system: {
                 "tokens_per_second": round(self.num_tokens / statistics.median(seconds), 1),
-                "ratio": _quartiles([b / s for b, s in zip(base, seconds, strict=True)]),
-                "ratio_best": round(min(base) / min(seconds), 3),
+                "ratio": quartiles([b / s for b, s in zip(base, seconds, strict=True)]),
+                "ours_over_it": quartiles([s / o for o, s in zip(ours, seconds, strict=True)]),
             }
             for system, seconds in self.seconds.items()
         }
@@ -76,27 +78,6 @@ def base_model(shape: str) -> PreTrainedModel:
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model.train(mode=False)
-
-
-def generate_seconds(model: PreTrainedModel, batch: int, num_prompt: int, num_new: int) -> float:
-    """Seconds of `num_new` decoding steps of transformers.generate, prefill taken off; of the prefill when it is 0."""
-    prompt_BT = torch.randint(3, VOCAB_SIZE, (batch, num_prompt))
-    mask_BT = torch.ones_like(prompt_BT)
-
-    def run(num_tokens: int) -> float:
-        started_at = CLOCK()
-        model.generate(
-            prompt_BT,
-            attention_mask=mask_BT,
-            max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        return CLOCK() - started_at
-
-    return run(1 + num_new) - run(1) if num_new else run(1)
 
 
 def engine_seconds(engine: BenchEngine, plan: dict[str, Any], batch: int, num_prompt: int, num_new: int) -> float:
@@ -117,56 +98,62 @@ def engine_seconds(engine: BenchEngine, plan: dict[str, Any], batch: int, num_pr
     return seconds
 
 
-def build_columns(shape: str, batches: Items[int], num_new: int, folder: Path) -> list[Column]:
-    """All settings over one base model, shared by all systems."""
+def build_columns(
+    shape: str, batches: Items[int], num_new: int, folder: Path, others: dict[str, peers.Measure]
+) -> list[Column]:
+    """All settings over one base model, shared by all systems; `others` are measured beside ours."""
     model = base_model(shape)
     adapters = random_adapters(model, num_experts=NUM_EXPERTS, rank=RANK)
     names = tuple(adapters)
     bayes = bayes_scorer(folder, names, VOCAB_SIZE)
-    # Its own copy of the base model, so that hooks and layouts of the engine do not touch the baseline.
+    # Copies of the base model, so that hooks and layouts of one system do not touch another.
     engine = bench_engine(base_model(shape), adapters, max_sequences=max(batches), max_context=1024)
     plans: dict[str, dict[str, Any]] = {
         "engine, base": {},
         "engine, one adapter": {"fixed": {names[0]: 1.0}},
         "engine, routed, 1-2 experts": {"scorer": bayes},
-        "engine, routed, 4 of 8 experts": {"scorer": SpreadScorer(bayes, per_token=4)},
+        OURS: {"scorer": SpreadScorer(bayes, per_token=PER_TOKEN)},
     }
+    others = {BASELINE: partial(generate_seconds, model), **others}
 
     def column(name: str, batch: int, num_prompt: int, steps: int) -> Column:
-        systems: dict[str, Measure] = {BASELINE: lambda: generate_seconds(model, batch, num_prompt, steps)}
+        systems = {system: partial(measure, batch, num_prompt, steps) for system, measure in others.items()}
         for system, plan in plans.items():
-            systems[system] = lambda plan=plan: engine_seconds(engine, plan, batch, num_prompt, steps)
+            systems[system] = partial(engine_seconds, engine, plan, batch, num_prompt, steps)
         return Column(name, batch * (steps or num_prompt), systems)
 
     decode = [column(f"{shape}, decode, batch {batch}", batch, DECODE_PROMPT, num_new) for batch in batches]
     return [*decode, column(f"{shape}, prefill {PREFILL_PROMPT}", 1, PREFILL_PROMPT, 0)]
 
 
+def build_peers(shape: str, folder: Path) -> dict[str, peers.Measure]:
+    """The others, each over a base model of its own with adapters of the same shapes."""
+    adapters = tuple(random_adapters(base_model(shape), num_experts=NUM_EXPERTS, rank=RANK).values())
+    paths = peers.write_adapters(base_model(shape), folder / "peft", num_experts=NUM_EXPERTS, rank=RANK)
+    few = None if shape == "S" else peers.FEW_STEPS
+    return {
+        "PEFT, one adapter": peers.one_adapter(base_model(shape), paths),
+        "PEFT, mixed batch": peers.mixed_batch(base_model(shape), paths),
+        f"PEFT Arrow, top {PER_TOKEN}": peers.arrow(base_model(shape), paths, top_k=PER_TOKEN),
+        "PEFT X-LoRA": peers.xlora(base_model(shape), paths, few=few),
+        f"two passes with caches, top {PER_TOKEN}": peers.two_passes(base_model(shape), adapters, top_k=PER_TOKEN),
+    }
+
+
 def table(columns: Items[Column]) -> str:
-    """Ratios in Markdown: median [quartiles], and tokens per second of the median round."""
+    """Ratios in Markdown: median [quartiles], and tokens per second, and how often ours (worst case) is as fast."""
     lines = [f"| system | {' | '.join(column.name for column in columns)} |", "|---" * (len(columns) + 1) + "|"]
     for system in columns[0].systems:
         cells = []
         for column in columns:
             entry = column.summary()[system]
             low, middle, high = entry["ratio"]
-            cells.append(f"**{middle:.2f}** [{low:.2f}, {high:.2f}] {entry['tokens_per_second']:,.0f}/s")
+            cells.append(
+                f"**{middle:.3g}** [{low:.3g}, {high:.3g}] {entry['tokens_per_second']:,.0f}/s, "
+                f"{entry['ours_over_it'][1]:.3g}x"
+            )
         lines.append(f"| {system} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """Where it was measured."""
-    model = next(
-        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main() -> None:
@@ -177,12 +164,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON", help="a Python with llama-cpp-python and gguf")
+    parser.add_argument("--no-peers", action="store_true", help="only generate and our engine")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = machine()
-    with tempfile.TemporaryDirectory() as folder:
-        columns = build_columns(options.shape, options.batches, options.new_tokens, Path(folder))
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        others = {} if options.no_peers else build_peers(options.shape, folder)
+        if options.llama_cpp is not None:
+            base = peers.llama_cpp(options.llama_cpp, base_model(options.shape), folder / "llama_cpp")
+            others["llama.cpp, base"] = stack.enter_context(base)
+        columns = build_columns(options.shape, options.batches, options.new_tokens, folder, others)
         for round_number in range(-1, options.rounds):
             for column in columns:
                 column.measure()
@@ -190,38 +184,18 @@ def main() -> None:
                 for column in columns:
                     column.seconds.clear()
             print(f"round {round_number + 1} of {options.rounds}", flush=True)
-    _write(options, started, columns)
-
-
-def _write(options: argparse.Namespace, started: dict[str, Any], columns: Items[Column]) -> None:
-    name = f"decode_prefill-{options.shape}-{date.today().isoformat()}"
-    options.output.mkdir(parents=True, exist_ok=True)
-    result = {
-        "date": date.today().isoformat(),
-        "machine": started,
-        "rounds": options.rounds,
-        "columns": {column.name: column.summary() for column in columns},
-    }
-    (options.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    about = ", ".join(f"{key} {value}" for key, value in started.items())
-    text = (
-        f"# Decode and prefill, {result['date']}\n\n{about}; {options.rounds} interleaved rounds, CPU time. Ratio to "
-        f"`transformers.generate` of the base alone: median [quartiles], then tokens per second of the median round. "
-        f"{NUM_EXPERTS} adapters of rank {RANK} on all seven projections are resident.\n\n{table(columns)}\n"
+    write_results(
+        options.output / f"decode_prefill-{options.shape}",
+        title="Decode and prefill",
+        about=(
+            f"{options.rounds} interleaved rounds, CPU time. Ratio to `transformers.generate` of the base alone: "
+            f"median [quartiles]; then tokens per second in the median round, and how many times as fast '{OURS}' is. "
+            f"{NUM_EXPERTS} adapters of rank {RANK} on all seven projections are resident."
+        ),
+        machine=started,
+        table=table(columns),
+        figures={"rounds": options.rounds, "columns": {column.name: column.summary() for column in columns}},
     )
-    (options.output / f"{name}.md").write_text(text)
-    print(text)
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _quartiles(values: Items[float]) -> list[float]:
-    if len(values) < 2:
-        return [round(values[0], 3)] * 3
-    return [round(value, 3) for value in statistics.quantiles(values, n=4)]
 
 
 if __name__ == "__main__":

@@ -167,7 +167,12 @@ def bayes_scorer(folder: Path, names: Items[str], vocab_size: int) -> ReleaseSco
 
 
 def bench_engine(
-    model: PreTrainedModel, adapters: Mapping[str, Adapter], *, max_sequences: int, max_context: int
+    model: PreTrainedModel,
+    adapters: Mapping[str, Adapter],
+    *,
+    max_sequences: int,
+    max_context: int,
+    max_waiting: int = 64,
 ) -> BenchEngine:
     """An engine over `model` with a slot for every adapter."""
     mixture = LoraMixture.attach(model, num_slots=len(adapters))
@@ -177,7 +182,7 @@ def bench_engine(
         runner,
         AdapterCache(mixture, slot_bytes=2**40),
         tokenizer,
-        limits=EngineLimits(max_sequences=max_sequences, max_waiting=64, prefill_step_tokens=512),
+        limits=EngineLimits(max_sequences=max_sequences, max_waiting=max_waiting, prefill_step_tokens=512),
         deliver=lambda _deliveries: None,
         metrics=EngineMetrics(),
     )
@@ -186,11 +191,16 @@ def bench_engine(
 
 def plain_tokenizer(vocab_size: int) -> Tokenizer:
     """A word per token: detokenisation costs what it costs."""
+    return Tokenizer(plain_backend(vocab_size), vocab_size=vocab_size)
+
+
+def plain_backend(vocab_size: int) -> tokenizers.Tokenizer:
+    """The same for transformers."""
     backend = tokenizers.Tokenizer(
         models.WordLevel({f"\u2581w{i}": i for i in range(vocab_size)}, unk_token="\u2581w0")
     )
     backend.decoder = decoders.Metaspace()
-    return Tokenizer(backend, vocab_size=vocab_size)
+    return backend
 
 
 def _digest(name: str) -> str:

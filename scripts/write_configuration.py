@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
@@ -105,6 +105,8 @@ _WORDS = {str: "text", SecretStr: "text", Path: "path", int: "whole number", flo
 
 def type_name(annotation: Any) -> str:
     """A type in words."""
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return " or ".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):

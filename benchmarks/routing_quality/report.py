@@ -193,6 +193,7 @@ def _graph_table(report: GraphReport) -> str:
     ]
     header = ["variant", "seed", "loss", "gain over no graph", "exact zeros", "largest edge"]
     over = "; ".join(f"{name} {_spread(gain, signed=True)}" for name, gain in report.gains_over.items())
+    over += f"; on whole documents over no graph {_spread(report.gain_on_whole, signed=True)}"
     verdict = f"Learned graphs over {over}. Beats its controls: {'yes' if report.beats_controls else 'no'}."
     return f"{_table(header, rows)}\n\n{verdict}"
 

@@ -1,9 +1,13 @@
 """From a request to a sequence: everything that can be refused is refused here, before the first byte of an answer."""
 
+import asyncio
 import math
 from collections.abc import Sequence as Items
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
 
 from services.expert_service.adapter_cache import AdapterCache
 from services.expert_service.adapter_loader import AdapterLoader, ScorerLoader
@@ -16,12 +20,12 @@ from services.shared.modeling.base_model import LoadedBase
 from services.shared.schemas.sequences import RoutingPlan, SequenceRequest
 from services.shared.vocabulary import PlanMode
 
-MAX_STOP_CHARACTERS: Final = 256
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Admission:
-    """Builds sequences for one replica. Reads disks: call it off the event loop."""
+    """Builds sequences for one replica. Waits for disks without holding a thread."""
 
     base: LoadedBase
     vocab_size: int
@@ -29,20 +33,29 @@ class Admission:
     scorers: ScorerLoader
     slots: AdapterCache
 
-    def prepare(self, request: SequenceRequest) -> Sequence:
+    async def prepare(self, request: SequenceRequest) -> Sequence:
         """A sequence ready to submit, its adapters and router in memory. Raises what the caller must be told."""
         self._check_lengths(request)
-        check_stop(request.sampling.stop)
         check_plan(request.plan)
-        planned = self._planned(request.plan)
+        planned = await self._planned(request.plan)
         self.slots.check_fits(planned)
-        scorer = self.scorer(request.plan) if request.plan.mode is PlanMode.ROUTED else None
+        if request.plan.mode is not PlanMode.ROUTED:
+            return await run_in_threadpool(self._build, request, planned, None)
+        scorer = await when_done(self.scorers.request(request.plan))
+        return await run_in_threadpool(self._build, request, planned, scorer)
+
+    def _build(self, request: SequenceRequest, planned: tuple[PlannedAdapter, ...], scorer: Scorer | None) -> Sequence:
         lowest = min((item.adapter.report.lowest_layer for item in planned), default=None)
         return Sequence(
             request=request,
             gate=SequenceGate.of(request.plan, scorer, lowest_layer=lowest),
             adapters=planned,
-            chooser=TokenChooser(request.sampling, vocab_size=self.vocab_size, device=self.base.device),
+            chooser=TokenChooser(
+                request.sampling,
+                vocab_size=self.vocab_size,
+                device=self.base.device,
+                num_prompt=len(request.prompt_ids),
+            ),
             text=AnswerText(self.base.tokenizer, prompt_ids=request.prompt_ids, stop=request.sampling.stop),
         )
 
@@ -75,22 +88,28 @@ class Admission:
                 param="max_new_tokens" if num_prompt < self.base.max_context else "prompt_ids",
             )
 
-    def _planned(self, plan: RoutingPlan) -> tuple[PlannedAdapter, ...]:
+    async def _planned(self, plan: RoutingPlan) -> tuple[PlannedAdapter, ...]:
         by_name = {expert.name: expert for expert in plan.experts}
-        if len(plan.candidates) > self.slots.num_slots:
+        if len(plan.candidates) > self.slots.num_slots:  # before anything is read for it
             raise InvalidRequest(
                 f"The plan names {len(plan.candidates)} experts, this replica has {self.slots.num_slots} slots. "
                 "Name fewer candidates, or raise expert_service.num_slots.",
                 param="plan.candidates",
                 code="too_many_experts",
             )
-        return tuple(self.adapters.load(by_name[name]) for name in plan.candidates)
+        experts = [by_name[name] for name in plan.candidates]
+        reads = [self.adapters.request(expert.digest) for expert in experts]
+        return tuple(
+            [
+                PlannedAdapter(expert.name, expert.digest, await when_done(read))
+                for expert, read in zip(experts, reads, strict=True)
+            ]
+        )
 
 
-def check_stop(stop: Items[str]) -> None:
-    """Stop strings must say something, and not too much."""
-    if any(not string or len(string) > MAX_STOP_CHARACTERS for string in stop):
-        raise InvalidRequest(f"Each stop string must have 1 to {MAX_STOP_CHARACTERS} characters.", param="stop")
+async def when_done(work: "Future[Value]") -> Value:
+    """The result of work that others may wait for too: whoever stops waiting does not cancel it."""
+    return work.result() if work.done() else await asyncio.shield(asyncio.wrap_future(work))
 
 
 def check_plan(plan: RoutingPlan) -> None:

@@ -7,16 +7,18 @@ Q tokens per row, T positions in the cache.
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from services.expert_service.kv_cache import CacheView, SlotKVCache, make_view
+from services.expert_service.kv_cache import CacheView, make_view
 from services.expert_service.sequence import Sequence
+from services.shared.errors import InvalidRequest
 
 Masks = Tensor | dict[str, Tensor]
+_KNOWN_KINDS: Final = frozenset({"full_attention", "sliding_attention"})
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,20 @@ class AttentionWindows:
 
     @classmethod
     def of(cls, config: Any) -> "AttentionWindows":
-        """From a transformers configuration (`layer_types`, `sliding_window`)."""
+        """From a transformers configuration (`layer_types`, `sliding_window`).
+
+        Raises InvalidRequest for kinds of layers that look back in another way: a short self-test would not notice.
+        """
         window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ())
+        gpt_neo_kinds = set(getattr(config, "attention_layers", None) or ()) - {"global"}
+        unknown = sorted((kinds | gpt_neo_kinds) - _KNOWN_KINDS)
+        if unknown:
+            raise InvalidRequest(
+                f"The base model has layers of kind {', '.join(unknown)}, which are not served: only full and sliding "
+                "attention is. Use a base model such as Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX or OPT.",
+                param="base_model",
+            )
         if not kinds:
             return cls({"all": window})
         return cls({kind: window if "sliding" in kind else None for kind in sorted(kinds)})
@@ -76,29 +89,24 @@ class AttentionWindows:
 
 
 def make_batch(
-    spans: Items[Span], cache: SlotKVCache, windows: AttentionWindows, *, dtype: torch.dtype, device: torch.device
+    spans: Items[Span], windows: AttentionWindows, *, dtype: torch.dtype, device: torch.device
 ) -> ForwardBatch:
-    """The tensors of a pass over `spans`; reserves room for them in the cache."""
+    """The tensors of a pass over `spans`, whose sequences have places."""
     num_columns = max(span.count for span in spans)
     num_positions = max(span.end for span in spans)
-    cache.reserve(num_positions)
     token_ids = np.zeros((len(spans), num_columns), dtype=np.int64)
     positions = np.full((len(spans), num_columns), -1, dtype=np.int64)
     for row, span in enumerate(spans):
         token_ids[row, num_columns - span.count :] = span.token_ids
         positions[row, num_columns - span.count :] = np.arange(span.start, span.end)
     positions_BQ = torch.from_numpy(positions).to(device)
-    rows = [span.sequence.row for span in spans]
+    places = [span.sequence.place for span in spans]
     return ForwardBatch(
         spans=tuple(spans),
         token_ids_BQ=torch.from_numpy(token_ids).to(device),
         positions_BQ=positions_BQ.clamp(min=0),
         masks=windows.masks(positions_BQ, num_positions, dtype),
-        view=make_view(
-            [row for row in rows if row is not None],
-            torch.where(positions_BQ >= 0, positions_BQ, cache.capacity),
-            num_positions,
-        ),
+        view=make_view([place for place in places if place is not None], positions_BQ, [span.end for span in spans]),
     )
 
 

@@ -4,40 +4,40 @@ A step reads a bounded number of prompt tokens and then gives every decoding seq
 step ends only the sequences concerned.
 """
 
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from services.expert_service.adapter_cache import AdapterCache
+from services.expert_service.answers import Answers, Delivery
 from services.expert_service.batch import Span
 from services.expert_service.metrics import EngineMetrics
-from services.expert_service.model_runner import ModelRunner, SpanGates
-from services.expert_service.sampling import Choice, choose_tokens
+from services.expert_service.model_runner import ModelRunner
+from services.expert_service.passes import Failure, Part, Passes, is_out_of_memory
 from services.expert_service.scheduler import Relocation, Scheduler
 from services.expert_service.sequence import Phase, Sequence
-from services.shared.errors import AmoeError, Overloaded, Unavailable
-from services.shared.schemas.sequences import ErrorEvent, FinishedEvent, ReplicaStatus, TokenEvent
+from services.expert_service.slot_queue import SlotQueue
+from services.shared.errors import Overloaded, Unavailable
+from services.shared.schemas.sequences import ReplicaStatus
 from services.shared.telemetry import get_logger
 from services.shared.tokenizer import Tokenizer
 from services.shared.vocabulary import BASE, FinishReason
 
 log = get_logger(__name__)
 
-Event = TokenEvent | FinishedEvent | ErrorEvent
-Delivery = tuple[Sequence, list[Event]]
 Result = TypeVar("Result")
 
 _RETRY_AFTER_S: Final = 1.0
 _DRAIN_TICK_S: Final = 0.1
+_COPY_TICK_S: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class EngineLimits:
     max_sequences: int
     max_waiting: int
     prefill_step_tokens: int
+    max_overtaken: int = 16
     num_threads: int | None = None
 
 
@@ -65,16 +66,20 @@ class Engine:
     ) -> None:
         self._runner = runner
         self._adapters = adapters
-        self._tokenizer = tokenizer
         self._limits = limits
         self._deliver = deliver
         self._metrics = metrics
-        self._scheduler = Scheduler(max_sequences=limits.max_sequences, prefill_step_tokens=limits.prefill_step_tokens)
+        self._passes = Passes(runner)
+        self._answers = Answers(tokenizer, leave=self._leave, forget=self._forget)
+        self._slot_queue = SlotQueue(adapters, max_overtaken=limits.max_overtaken)
+        self._scheduler = Scheduler(
+            runner.places, max_sequences=limits.max_sequences, prefill_step_tokens=limits.prefill_step_tokens
+        )
         self._wake = threading.Condition()
         self._arrivals: deque[Sequence] = deque()
         self._errands: deque[Callable[[], None]] = deque()
-        self._outbox: dict[Sequence, list[Event]] = {}
         self._num_open = 0
+        self._num_preemptions = 0
         self._drain_until: float | None = None
         self._stopped = False
         self._status = self._make_status()
@@ -85,7 +90,12 @@ class Engine:
         self._thread.start()
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises Overloaded when the queue is full, Unavailable while shutting down."""
+        """Queue a sequence.
+
+        Raises PromptTooLong for one that could never fit, Overloaded when the queue is full, Unavailable while shutting
+        down.
+        """
+        self._scheduler.check_fits(sequence)
         with self._wake:
             if self._drain_until is not None or self._stopped:
                 raise Unavailable("This replica is shutting down.", retry_after_s=_RETRY_AFTER_S)
@@ -158,8 +168,7 @@ class Engine:
         )
         self._metrics.adapters(self._adapters.counts, num_resident=len(self._adapters.resident))
         self._status = self._make_status()
-        deliveries, self._outbox = list(self._outbox.items()), {}
-        return deliveries
+        return self._answers.take()
 
     def _loop(self) -> None:
         # Threads of torch are per thread of Python: what main set does not hold here.
@@ -179,11 +188,12 @@ class Engine:
         self._end_everything("The replica shut down.", "shutting_down")
 
     def _has_work(self) -> bool:
-        scheduler = self._scheduler
-        return bool(self._stopped or self._arrivals or self._errands or scheduler.num_running or scheduler.waiting)
+        return bool(self._stopped or self._arrivals or self._errands or self._scheduler.num_running)
 
     def _patience(self) -> float | None:
-        """How long to sleep without work; while draining the clock is looked at."""
+        """How long to sleep without work; while copies are awaited or it drains, the clock is looked at."""
+        if self._scheduler.waiting:
+            return _COPY_TICK_S
         return None if self._drain_until is None else _DRAIN_TICK_S
 
     def _take_in(self) -> None:
@@ -193,31 +203,68 @@ class Engine:
         overdue = self._drain_until is not None and time.monotonic() >= self._drain_until
         for sequence in [*self._scheduler.waiting, *self._scheduler.running]:
             if sequence.cancelled:
-                self._close(sequence, FinishReason.CANCELLED)
+                self._answers.close(sequence, FinishReason.CANCELLED)
             elif overdue:
-                self._fail(sequence, "The replica is shutting down.", "shutting_down")
+                self._answers.fail(sequence, "The replica is shutting down.", "shutting_down")
 
     def _admit(self) -> None:
-        """First come, first served: who waits for slots holds back those behind, so nobody starves."""
-        while self._scheduler.waiting and self._scheduler.has_room:
-            sequence = self._scheduler.waiting[0]
-            slots = self._adapters.acquire(sequence.adapters)
+        """Waiting sequences whose experts are in slots, while there are places; nobody waits for another's copies."""
+        self._adapters.bring_in_pins()
+        for sequence in self._slot_queue.holders(self._scheduler.waiting):
+            slots = self._slots_of(sequence)
             if slots is None:
+                continue
+            place = self._scheduler.find_place(sequence)
+            if place is None:  # who comes later does not take what this one waits for
                 return
             sequence.slots = slots
-            sequence.clock.admitted = time.monotonic()
-            self._scheduler.admit(sequence)
+            if sequence.clock.admitted is None:
+                sequence.clock.admitted = time.monotonic()
+            self._scheduler.admit(sequence, place)
+
+    def _slots_of(self, sequence: Sequence) -> Mapping[str, int] | None:
+        """The slots that a waiting sequence holds; None while copies are under way, or if one failed and it is over."""
+        try:
+            return self._adapters.slots_of(sequence)
+        except Exception as error:
+            log.exception("an adapter could not be copied to the device")
+            self._answers.fail_for(sequence, error)
+            return None
 
     def _prefill(self) -> int:
         """Read the next prompt tokens; who has read all of them gets its first token. Returns the tokens read."""
         spans = self._scheduler.prefill_spans()
         for group in _by_logits(spans):
-            all_logits = group[0].sequence.request.prompt_logprobs
+            all_logits = group[0].sequence.wants_prompt_logprobs
             self._compute(group, self._after_prompt_logits if all_logits else self._after_prompt, all_logits=all_logits)
         return sum(span.count for span in spans)
 
+    def _make_room(self) -> None:
+        """Every decoding sequence gets room for its next token; the youngest give way."""
+        for sequence in self._scheduler.outgrown():
+            while sequence.phase is Phase.DECODE:
+                relocation = self._scheduler.grow(sequence)
+                if relocation is not None:
+                    self._relocate(sequence, relocation)
+                    break
+                self._preempt(self._scheduler.youngest())
+
+    def _relocate(self, sequence: Sequence, relocation: Relocation) -> None:
+        try:
+            self._runner.relocate(relocation)
+        except Exception as error:  # the larger place may be one that memory has no room for after all
+            log.exception("a sequence could not be moved")
+            self._give_up(Failure(sequence, error))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's place and slots; it is read again when there is room."""
+        self._adapters.release(sequence)
+        self._scheduler.preempt(sequence)
+        self._num_preemptions += 1
+
     def _decode(self) -> int:
         """One token for every decoding sequence."""
+        self._make_room()
         spans = self._scheduler.decode_spans()
         if spans:
             self._compute(spans, self._after_token)
@@ -226,163 +273,77 @@ class Engine:
     def _compute(
         self, spans: Items[Span], then: Callable[[Items[Span], Tensor], None], *, all_logits: bool = False
     ) -> None:
-        """A pass over spans; if it fails, each alone, so that only those end that are to blame."""
-        spans, gates = self._gated(spans)
-        if not spans:
-            return
-        try:
-            logits = self._runner.forward(spans, gates, all_logits=all_logits)
-        except Exception as error:  # the engine must survive whatever a step does
-            log.exception("a forward pass failed", num_sequences=len(spans))
-            if len(spans) == 1:
-                self._fail(spans[0].sequence, *_words(error))
-                return
-            for index, span in enumerate(spans):
-                self._compute_alone(span, SpanGates([gates.weights[index]], []), then, all_logits=all_logits)
-            return
-        self._keep(spans, gates)
-        then(spans, logits)
+        """A pass over spans, and what follows for those that came through."""
+        computed = self._passes.compute(spans, all_logits=all_logits)
+        for failure in computed.failures:
+            self._give_up(failure)
+        for part in computed.parts:
+            self._keep(part)
+            then(part.spans, part.logits)
 
-    def _compute_alone(
-        self, span: Span, gates: SpanGates, then: Callable[[Items[Span], Tensor], None], *, all_logits: bool
-    ) -> None:
-        """Second try of one span of a failed pass, under the weights already decided."""
-        try:
-            logits = self._runner.forward([span], gates, all_logits=all_logits)
-        except Exception as error:  # noqa: BLE001  # as above
-            self._fail(span.sequence, *_words(error))
-            return
-        self._keep([span], gates)
-        then([span], logits)
+    def _give_up(self, failure: Failure) -> None:
+        """A sequence that failed alone ends; if memory ran out and others hold some, it is tried again without them."""
+        if is_out_of_memory(failure.error) and self._scheduler.num_running > 1:
+            failure.sequence.must_run_alone = True
+            self._preempt(failure.sequence)
+        else:
+            self._answers.fail_for(failure.sequence, failure.error)
 
-    def _gated(self, spans: Items[Span]) -> tuple[Items[Span], SpanGates]:
-        """The spans with their weights; a sequence whose router fails ends here."""
-        try:
-            return spans, self._runner.gates_before(spans)
-        except Exception as error:  # as above
-            log.exception("a router failed", num_sequences=len(spans))
-            for span in spans:
-                self._fail(span.sequence, *_words(error))
-            return (), SpanGates([], [])
-
-    def _keep(self, spans: Items[Span], gates: SpanGates) -> None:
+    def _keep(self, part: Part) -> None:
         """What a successful pass has changed."""
-        for index, span in enumerate(spans):
+        for index, span in enumerate(part.spans):
             span.sequence.num_computed = span.end
-            span.sequence.last_gates = span.sequence.gate.named(gates.last(index)) or {BASE: 1.0}
+            span.sequence.last_gates = span.sequence.gate.named(part.gates.last(index)) or {BASE: 1.0}
 
     def _after_prompt_logits(self, spans: Items[Span], logits_BQV: Tensor) -> None:
         """Log-probabilities of prompt tokens, then as usual."""
         for row, span in enumerate(spans):
-            self._note_prompt_logprobs(span, logits_BQV[row, -span.count :])
+            try:
+                self._answers.note_prompt(span, logits_BQV[row, -span.count :])
+            except Exception as error:
+                log.exception("log-probabilities of a prompt failed")
+                self._answers.fail_for(span.sequence, error)
         self._after_prompt(spans, logits_BQV[:, -1])
-
-    def _note_prompt_logprobs(self, span: Span, logits_TV: Tensor) -> None:
-        sequence = span.sequence
-        next_ids = sequence.request.prompt_ids[span.start + 1 : span.end + 1]
-        if span.start == 0:
-            sequence.prompt_logprobs.append(None)
-        targets_T = torch.tensor(next_ids, dtype=torch.long, device=logits_TV.device)
-        logprobs_TV = logits_TV[: len(next_ids)].float().log_softmax(dim=-1)
-        sequence.prompt_logprobs.extend(logprobs_TV.gather(1, targets_T[:, None])[:, 0].tolist())
 
     def _after_prompt(self, spans: Items[Span], logits_BV: Tensor) -> None:
         """Sequences whose prompt is read go on to decoding with their first token."""
-        done = [row for row, span in enumerate(spans) if span.sequence.num_prompt_left == 0]
+        reading = [row for row, span in enumerate(spans) if span.sequence.phase is Phase.PREFILL]
+        done = [row for row in reading if spans[row].sequence.num_unread == 0]
         if not done:
             return
         for row in done:
-            spans[row].sequence.clock.first_token = time.monotonic()
-            self._move(self._scheduler.promote(spans[row].sequence))
+            sequence = spans[row].sequence
+            if sequence.clock.first_token is None:
+                sequence.clock.first_token = time.monotonic()
+            self._scheduler.promote(sequence)
         self._after_token([spans[row] for row in done], logits_BV[done])
 
     def _after_token(self, spans: Items[Span], logits_BV: Tensor) -> None:
-        """Choose, tell, and end those that have reached an end."""
-        sequences = [span.sequence for span in spans]
-        try:
-            choices = choose_tokens(
-                logits_BV,
-                [sequence.chooser for sequence in sequences],
-                [_History(sequence) for sequence in sequences],
-            )
-        except Exception as error:
-            log.exception("choosing tokens failed", num_sequences=len(spans))
-            if len(spans) == 1:
-                self._fail(sequences[0], *_words(error))
-                return
-            for row, span in enumerate(spans):
-                self._after_token([span], logits_BV[row : row + 1])
-            return
-        for sequence, choice in zip(sequences, choices, strict=True):
-            if math.isnan(choice.logprob):
-                self._runner.clear_row(_row(sequence))
-                self._fail(sequence, "The model's numbers were not finite for this text.", "not_finite")
-            else:
-                self._append(sequence, choice)
-
-    def _append(self, sequence: Sequence, choice: Choice) -> None:
-        sampling = sequence.request.sampling
-        is_end = choice.token_id in self._tokenizer.eos_ids
-        event = TokenEvent(
-            index=len(sequence.generated_ids),
-            id=choice.token_id,
-            text="",
-            logprob=choice.logprob,
-            special=self._tokenizer.is_special(choice.token_id),
-            gates=sequence.last_gates,
-        )
-        sequence.generated_ids.append(choice.token_id)
-        piece = sequence.text.push(event)
-        self._tell(sequence, piece.events)
-        if piece.stopped:
-            self._close(sequence, FinishReason.STOP_SEQUENCE)
-        elif is_end and not sampling.ignore_eos_token:
-            self._close(sequence, FinishReason.EOS_TOKEN)
-        elif len(sequence.generated_ids) >= sampling.max_new_tokens:
-            self._close(sequence, FinishReason.LENGTH)
-
-    def _close(self, sequence: Sequence, reason: FinishReason) -> None:
-        """The regular end of a sequence."""
-        if reason is not FinishReason.CANCELLED:
-            piece = sequence.text.finish()
-            reason = FinishReason.STOP_SEQUENCE if piece.stopped else reason
-            sequence.clock.finished = time.monotonic()
-            self._tell(sequence, [*piece.events, _finished_event(sequence, reason)])
-        self._leave(sequence, reason)
-
-    def _fail(self, sequence: Sequence, message: str, code: str) -> None:
-        """The end of a sequence that cannot go on."""
-        self._tell(sequence, [ErrorEvent(message=message, code=code)])
-        self._leave(sequence, FinishReason.ERROR)
+        self._answers.choose([span.sequence for span in spans], logits_BV)
 
     def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Give back row and slots."""
+        """An ended sequence gives back its place and slots."""
         if sequence.phase is Phase.FINISHED:
             return
-        if sequence.phase is not Phase.WAITING:
-            self._adapters.release(sequence.adapters)
-        self._move(self._scheduler.finish(sequence))
+        self._adapters.release(sequence)
+        self._scheduler.finish(sequence)
         sequence.finish_reason = reason
         self._metrics.finished(reason, num_tokens=len(sequence.generated_ids))
         with self._wake:
             self._num_open -= 1
 
-    def _move(self, relocation: Relocation | None) -> None:
-        if relocation is not None:
-            self._runner.relocate(relocation)
-
-    def _tell(self, sequence: Sequence, events: Items[Event]) -> None:
-        if events and not sequence.cancelled:
-            self._outbox.setdefault(sequence, []).extend(events)
+    def _forget(self, sequence: Sequence) -> None:
+        """Numbers that are not finite must not stay in the cache."""
+        if sequence.place is not None:
+            self._runner.clear(sequence.place)
 
     def _end_everything(self, message: str, code: str) -> None:
         """Every sequence ends with an ErrorEvent; the last resort and the end of the thread."""
         self._scheduler.waiting.extend(self._arrivals)
         self._arrivals.clear()
         for sequence in [*self._scheduler.waiting, *self._scheduler.running]:
-            self._fail(sequence, message, code)
-        deliveries, self._outbox = list(self._outbox.items()), {}
-        self._deliver(deliveries)
+            self._answers.fail(sequence, message, code)
+        self._deliver(self._answers.take())
         self._status = self._make_status()
 
     def _make_status(self) -> ReplicaStatus:
@@ -393,49 +354,18 @@ class Engine:
             resident=self._adapters.resident,
             pinned=self._adapters.pinned,
             resident_bytes=self._adapters.num_bytes,
+            host_resident=self._adapters.host_resident,
+            host_bytes=self._adapters.host_bytes,
+            pins=self._adapters.pins,
+            kv_cache_bytes=self._runner.places.num_bytes,
+            kv_cache_limit_bytes=self._runner.places.limit_bytes,
+            kv_cached_tokens=self._scheduler.num_cached_tokens,
+            kv_capacity_tokens=self._runner.places.capacity_tokens,
+            preemptions=self._num_preemptions,
         )
-
-
-class _History(Items[int]):
-    """A sequence's ids so far, put together only if somebody looks."""
-
-    def __init__(self, sequence: Sequence) -> None:
-        self._sequence = sequence
-
-    def __len__(self) -> int:
-        return self._sequence.num_prompt + len(self._sequence.generated_ids)
-
-    def __getitem__(self, index: Any) -> Any:
-        return [*self._sequence.request.prompt_ids, *self._sequence.generated_ids][index]
 
 
 def _by_logits(spans: Items[Span]) -> list[list[Span]]:
     """Spans that want every position's logits apart from those that want the last one's."""
-    groups = [[s for s in spans if s.sequence.request.prompt_logprobs is wanted] for wanted in (False, True)]
+    groups = [[s for s in spans if s.sequence.wants_prompt_logprobs is wanted] for wanted in (False, True)]
     return [group for group in groups if group]
-
-
-def _finished_event(sequence: Sequence, reason: FinishReason) -> FinishedEvent:
-    return FinishedEvent(
-        finish_reason=reason,
-        generated_text=sequence.text.text,
-        num_prompt_tokens=sequence.num_prompt,
-        num_generated_tokens=len(sequence.generated_ids),
-        seed=sequence.chooser.seed,
-        prompt_logprobs=tuple(sequence.prompt_logprobs) if sequence.request.prompt_logprobs else None,
-        timings=sequence.clock.timings(),
-    )
-
-
-def _words(error: Exception) -> tuple[str, str]:
-    """Message and code for the caller; details of unexpected errors stay in the log."""
-    if isinstance(error, AmoeError):
-        return error.message, error.error_code
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The replica ran out of memory on this sequence; try a shorter one.", "out_of_memory"
-    return "The replica failed on this sequence; its log has the reason.", "engine_error"
-
-
-def _row(sequence: Sequence) -> int:
-    assert sequence.row is not None
-    return sequence.row

@@ -1,69 +1,84 @@
-"""Keys and values of all sequences in flight: one row per sequence, read by unmodified transformers attention.
+"""Keys and values of all sequences in flight, read by unmodified transformers attention.
 
-Shape letters: B rows of a forward pass, H key/value heads, Q new tokens per row, T positions kept, D head size.
+Every sequence stands in a row of a slab (`kv_places.py` says which). A pass reads *runs*: neighbouring rows of one
+slab, in place. Shape letters: B rows of a forward pass, R rows of a run, H key/value heads, Q new tokens per row,
+T positions read, D head size.
 """
 
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-_FIRST_CAPACITY: Final = 128
+from services.expert_service.kv_places import KVPlaces, Place
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring rows of a slab that stand side by side in a pass."""
+
+    slab: int
+    capacity: int
+    rows: slice
+    batch: slice
+    where: tuple[Tensor, slice, Tensor]
+    """Where new tokens are written: rows_R1, all heads, positions_RQ (the scratch column for padding)."""
+    num_positions: int
+    """T: positions up to the longest of these rows."""
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """The part of the cache that one forward pass writes and reads.
+    """What one forward pass writes and reads."""
 
-    `positions_BQ` says where each new token belongs (the scratch column for padding). Rows that lie side by side are
-    read in place, others are copied together.
-    """
-
-    rows_B: Tensor
-    span: slice | None
-    positions_BQ: Tensor
+    runs: tuple[Run, ...]
     num_positions: int
 
 
-class SlotKVCache(Cache):
-    """A bounded cache of `num_rows` sequences of at most `max_context` tokens each.
+class RunTensors(tuple[Tensor, ...]):
+    """Keys or values of several runs, [R, H, T, D] each, in the order of the batch."""
 
-    Memory grows by doubling with the longest sequence seen and ends at num_rows x max_context positions.
+    __slots__ = ()
+
+
+class SlotKVCache(Cache):
+    """Keys and values of `num_layers` layers in the slabs of `places`.
+
+    `by_run`: attention takes the runs of a pass one by one (`run_attention.py`); otherwise they are copied together.
     """
 
-    def __init__(self, *, num_layers: int, num_rows: int, max_context: int) -> None:
-        self.num_rows = num_rows
-        self.max_context = max_context
-        self.capacity = min(_FIRST_CAPACITY, max_context)
+    def __init__(self, *, num_layers: int, places: KVPlaces, tap_layer: int | None = None, by_run: bool) -> None:
+        self.places = places
+        self.by_run = by_run
         self.view: CacheView | None = None
+        self._tap_layer = tap_layer
+        self._num_changes_seen = 0
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
 
-    def reserve(self, num_positions: int) -> None:
-        """Make room for sequences of this length."""
-        if num_positions > self.max_context:
-            raise ValueError(f"{num_positions} positions exceed the cache's {self.max_context}")
-        if num_positions > self.capacity:
-            self.capacity = min(max(num_positions, 2 * self.capacity), self.max_context)
+    def follow(self) -> None:
+        """Free the memory of slabs that are no longer there; before any new one takes memory."""
+        if self._num_changes_seen != self.places.num_changes:
+            self._num_changes_seen = self.places.num_changes
+            kept = set(self.places.slabs(self._tap_layer))
             for layer in self._slot_layers():
-                layer.grow()
+                layer.keep(kept)
 
-    def move(self, source: int, target: int, num_positions: int) -> None:
-        """Give row `target` the first positions of row `source`."""
-        for layer in self._slot_layers():
-            layer.move(source, target, num_positions)
+    def move(self, source: Place, target: Place, num_positions: int) -> None:
+        """Copy a sequence's keys and values from one place to another."""
+        if target.slab in self.places.slabs(self._tap_layer):
+            for layer in self._slot_layers():
+                layer.move(source, target, num_positions)
 
-    def swap(self, first: int, second: int, num_positions: int) -> None:
-        """Exchange the first positions of two rows."""
+    def clear(self, place: Place) -> None:
+        """Zero a place: after numbers that are not finite, which masks alone would not keep from the next sequence."""
         for layer in self._slot_layers():
-            layer.swap(first, second, num_positions)
-
-    def clear_row(self, row: int) -> None:
-        """Zero a row: after numbers that are not finite, which masks alone would not keep from the next sequence."""
-        for layer in self._slot_layers():
-            layer.clear_row(row)
+            layer.clear(place)
 
     @property
     def num_bytes(self) -> int:
@@ -75,7 +90,7 @@ class SlotKVCache(Cache):
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one decoder layer, [rows, H, capacity + 1, D]; the last position is scratch for padding."""
+    """One decoder layer: keys and values per slab, [rows, H, capacity + 1, D]; the last position is for padding."""
 
     def __init__(self, owner: SlotKVCache) -> None:
         # The parent's __init__ sets these same three and nothing else.
@@ -83,58 +98,47 @@ class _SlotLayer(CacheLayerMixin):
         self.values: Tensor | None = None
         self.is_initialized = False
         self._owner = owner
+        self._slabs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take heads, sizes, dtype and device from the first keys and values."""
-        rows, positions = self._owner.num_rows, self._owner.capacity + 1
-        self.keys = key_states.new_zeros(rows, key_states.shape[1], positions, key_states.shape[3])
-        self.values = value_states.new_zeros(rows, value_states.shape[1], positions, value_states.shape[3])
-        self.is_initialized = True
+        """Nothing to do: slabs take memory when they are first written."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write [B, H, Q, D] where the view says; return everything the view reads, [B, H, T, D]."""
-        if self.keys is None or self.values is None:
-            self.lazy_initialization(key_states, value_states)
+    def update(  # type: ignore[override]  # several runs are a tuple, which run_attention understands
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor | RunTensors, Tensor | RunTensors]:
+        """Write [B, H, Q, D] where the view says; return everything the view reads, [B, H, T, D] or in runs."""
         view = self._owner.view
         assert view is not None
-        assert self.keys is not None
-        assert self.values is not None
-        where = (view.rows_B[:, None], slice(None), view.positions_BQ)
-        self.keys[where] = key_states.transpose(1, 2)
-        self.values[where] = value_states.transpose(1, 2)
-        keys, values = self.keys[:, :, : view.num_positions], self.values[:, :, : view.num_positions]
-        if view.span is not None:
-            return keys[view.span], values[view.span]
-        return keys.index_select(0, view.rows_B), values.index_select(0, view.rows_B)
+        read = [self._write_and_read(run, key_states, value_states) for run in view.runs]
+        if len(read) == 1:
+            return read[0]
+        keys, values = (RunTensors(tensors) for tensors in zip(*read, strict=True))
+        if self._owner.by_run:
+            return keys, values
+        return _together(keys, view.num_positions), _together(values, view.num_positions)
 
-    def grow(self) -> None:
-        """Follow the owner's capacity; scratch content is not kept."""
-        if self.keys is None or self.values is None:
+    def keep(self, slabs: set[int]) -> None:
+        """Forget all other slabs."""
+        self._slabs = {slab: tensors for slab, tensors in self._slabs.items() if slab in slabs}
+
+    def move(self, source: Place, target: Place, num_positions: int) -> None:
+        """Copy the first positions of a place."""
+        old = self._slabs.get(source.slab)
+        if old is None:
             return
-        self.keys, self.values = (_wider(tensor, self._owner.capacity + 1) for tensor in (self.keys, self.values))
+        new = self._slab(target.slab, target.capacity, *old)
+        for old_tensor, new_tensor in zip(old, new, strict=True):
+            new_tensor[target.row, :, :num_positions] = old_tensor[source.row, :, :num_positions]
 
-    def move(self, source: int, target: int, num_positions: int) -> None:
-        """Copy a row's first positions over another's."""
-        for tensor in self._tensors():
-            tensor[target, :, :num_positions] = tensor[source, :, :num_positions]
-
-    def swap(self, first: int, second: int, num_positions: int) -> None:
-        """Exchange two rows' first positions."""
-        for tensor in self._tensors():
-            kept = tensor[first, :, :num_positions].clone()
-            tensor[first, :, :num_positions] = tensor[second, :, :num_positions]
-            tensor[second, :, :num_positions] = kept
-
-    def clear_row(self, row: int) -> None:
-        """Zero one row and the scratch column."""
-        for tensor in self._tensors():
-            tensor[row].zero_()
-            tensor[:, :, -1].zero_()
+    def clear(self, place: Place) -> None:
+        """Zero one row."""
+        for tensor in self._slabs.get(place.slab, ()):
+            tensor[place.row].zero_()
 
     @property
     def num_bytes(self) -> int:
         """Memory of keys and values."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return sum(tensor.nbytes for tensors in self._slabs.values() for tensor in tensors)
 
     def get_seq_length(self) -> int:
         """0: positions and masks are always given, never derived from a common length."""
@@ -146,27 +150,49 @@ class _SlotLayer(CacheLayerMixin):
         return (view.num_positions if view else query_length), 0
 
     def get_max_length(self) -> int:
-        """The owner's bound."""
-        return self._owner.max_context
+        """The longest sequence."""
+        return self._owner.places.longest()
 
-    def _tensors(self) -> list[Tensor]:
-        return [tensor for tensor in (self.keys, self.values) if tensor is not None]
+    def _write_and_read(self, run: Run, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self._slab(run.slab, run.capacity, key_states, value_states)
+        keys[run.where] = key_states[run.batch].transpose(1, 2)
+        values[run.where] = value_states[run.batch].transpose(1, 2)
+        return keys[run.rows, :, : run.num_positions], values[run.rows, :, : run.num_positions]
+
+    def _slab(self, slab: int, capacity: int, keys_like: Tensor, values_like: Tensor) -> tuple[Tensor, Tensor]:
+        """A slab's tensors; heads, sizes, dtype and device as in [_, H, _, D]. Zeros, for masks do not stop a NaN."""
+        tensors = self._slabs.get(slab)
+        if tensors is None:
+            num_rows = self._owner.places.num_rows(slab)
+            keys, values = (
+                like.new_zeros(num_rows, like.shape[1], capacity + 1, like.shape[3])
+                for like in (keys_like, values_like)
+            )
+            tensors = self._slabs[slab] = (keys, values)
+        return tensors
 
 
-def _wider(tensor: Tensor, num_positions: int) -> Tensor:
-    """The same content with room for more positions."""
-    rows, heads, _, size = tensor.shape
-    wider = tensor.new_zeros(rows, heads, num_positions, size)
-    wider[:, :, : tensor.shape[2] - 1] = tensor[:, :, :-1]
-    return wider
+def make_view(places: Items[Place], positions_BQ: Tensor, ends: Items[int]) -> CacheView:
+    """The view of a pass: a place, positions (-1 for padding) and the position after the last for each row."""
+    starts = [0, *(row for row in range(1, len(places)) if not _side_by_side(places[row - 1], places[row]))]
+    cuts = pairwise([*starts, len(places)])
+    runs = tuple(_run(places[start:end], positions_BQ[start:end], ends[start:end], start) for start, end in cuts)
+    return CacheView(runs, num_positions=max(ends))
 
 
-def make_view(rows: list[int], positions_BQ: Tensor, num_positions: int) -> CacheView:
-    """A view on these rows, in this order."""
-    side_by_side = rows == list(range(rows[0], rows[0] + len(rows)))
-    return CacheView(
-        rows_B=torch.tensor(rows, device=positions_BQ.device),
-        span=slice(rows[0], rows[0] + len(rows)) if side_by_side else None,
-        positions_BQ=positions_BQ,
-        num_positions=num_positions,
-    )
+def _run(places: Items[Place], positions_RQ: Tensor, ends: Items[int], start: int) -> Run:
+    slab, first, capacity = places[0].slab, places[0].row, places[0].capacity
+    rows = slice(first, first + len(places))
+    rows_R1 = torch.arange(rows.start, rows.stop, device=positions_RQ.device)[:, None]
+    scratch = torch.where(positions_RQ >= 0, positions_RQ, capacity)
+    return Run(slab, capacity, rows, slice(start, start + len(places)), (rows_R1, slice(None), scratch), max(ends))
+
+
+def _side_by_side(first: Place, second: Place) -> bool:
+    return first.slab == second.slab and first.row + 1 == second.row
+
+
+def _together(runs: Iterable[Tensor], num_positions: int) -> Tensor:
+    """A copy of all runs as one tensor; what lies behind a run's end is masked anyway."""
+    padded = [torch.nn.functional.pad(run, (0, 0, 0, num_positions - run.shape[2])) for run in runs]
+    return torch.cat(padded)

@@ -5,9 +5,12 @@ seconds and ends the rest with an error event.
 """
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Final
@@ -19,11 +22,16 @@ from fastapi import FastAPI
 from services.expert_service.adapter_cache import AdapterCache
 from services.expert_service.adapter_loader import AdapterLoader, ScorerLoader
 from services.expert_service.admission import Admission
+from services.expert_service.answers import Delivery
 from services.expert_service.api import adapters, sequences, status
 from services.expert_service.dependencies import Replica
 from services.expert_service.engine import Engine, EngineLimits
+from services.expert_service.host_cache import HostCache
+from services.expert_service.intake import Intake
+from services.expert_service.memory import MemoryReader, MemoryWatch
 from services.expert_service.metrics import EngineMetrics
 from services.expert_service.model_runner import ModelRunner
+from services.expert_service.replica_gauges import ReplicaGauges
 from services.expert_service.self_test import check_architecture
 from services.expert_service.streaming import Streams
 from services.shared.config import Settings
@@ -51,8 +59,10 @@ def build_app(settings: Settings, base: LoadedBase) -> FastAPI:
         streams.attach(asyncio.get_running_loop())
         app.state.replica = replica
         replica.engine.start()
+        watching = asyncio.create_task(MemoryWatch(replica.memory.uses).keep_watching())
         log.info("ready", base_model=base.name, device=str(base.device), max_context=base.max_context)
         yield
+        watching.cancel()
         await asyncio.to_thread(replica.engine.stop)
 
     app = FastAPI(title="Adaptive MoE expert service", lifespan=lifespan)
@@ -68,10 +78,25 @@ def build_replica(settings: Settings, base: LoadedBase, streams: Streams) -> Rep
     limits = settings.expert_service
     storage = Storage(settings.storage.root)
     mixture = LoraMixture.attach(base.model, num_slots=limits.num_slots)
-    runner = ModelRunner(base.model, mixture, max_sequences=limits.max_sequences, max_context=base.max_context)
+    runner = ModelRunner(
+        base.model,
+        mixture,
+        max_sequences=limits.max_sequences,
+        max_context=base.max_context,
+        kv_cache_bytes=limits.kv_cache_bytes,
+    )
     check_architecture(runner, base.tokenizer)
-    slots = AdapterCache(mixture, slot_bytes=limits.slot_bytes)
+    host = HostCache(limits.host_cache_bytes)
+    # On a CPU there is nothing to copy: a slot holds what host memory holds.
+    copies = None if base.device.type == "cpu" else ThreadPoolExecutor(1, thread_name_prefix="slot-copies")
+    slots = AdapterCache(mixture, slot_bytes=limits.slot_bytes, host=host, copies=copies)
     metrics = EngineMetrics()
+
+    def deliver(deliveries: list[Delivery]) -> None:
+        streams.deliver(deliveries)
+        for _, events in deliveries:
+            metrics.told(events)
+
     engine = Engine(
         runner,
         slots,
@@ -80,17 +105,34 @@ def build_replica(settings: Settings, base: LoadedBase, streams: Streams) -> Rep
             max_sequences=limits.max_sequences,
             max_waiting=limits.max_waiting,
             prefill_step_tokens=limits.prefill_step_tokens,
+            max_overtaken=limits.max_overtaken,
             num_threads=limits.num_threads,
         ),
-        deliver=streams.deliver,
+        deliver=deliver,
         metrics=metrics,
     )
     vocab_size = int(base.model.config.get_text_config().vocab_size)
     loader = AdapterLoader(
-        storage, mixture.shapes, dtype=base.dtype, max_rank=limits.max_rank, base_fingerprint=base.fingerprint
+        storage,
+        mixture.shapes,
+        dtype=base.dtype,
+        max_rank=limits.max_rank,
+        base_fingerprint=base.fingerprint,
+        host=host,
     )
     admission = Admission(base, vocab_size, loader, ScorerLoader(storage, vocab_size=vocab_size), slots)
-    return Replica(settings, base, storage, runner, engine, admission, streams, metrics)
+    memory = MemoryReader(lambda: engine.status, limits, base.device)
+    intake = Intake()
+    gauges = ReplicaGauges(
+        metrics,
+        status=lambda: intake.seen_in(engine.status),
+        in_flight=lambda: streams.open_sequences,
+        slots=slots.counts,
+        loads=loader.counts,
+        memory=memory.uses,
+    )
+    metrics.registry.register(gauges)
+    return Replica(settings, base, storage, runner, engine, admission, streams, metrics, gauges, memory, intake)
 
 
 class _Server(uvicorn.Server):
@@ -137,5 +179,13 @@ def main() -> int:
     return 0
 
 
+def _leave(status: int) -> None:
+    """End at once: taking torch's modules apart one by one would cost seconds and gain nothing."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

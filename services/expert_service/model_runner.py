@@ -1,11 +1,11 @@
 """The only file that runs the base model: a forward pass over spans of sequences, with their gates.
 
-Modules are transformers' own, unmodified; keys and values live in a SlotKVCache. Shape letters: B rows, Q tokens per
-row, N = B * Q, S active slots, D hidden size, V vocabulary.
+Modules are transformers' own, unmodified; keys and values live in a SlotKVCache, within a bound in bytes. Shape
+letters: B rows, Q tokens per row, N = B * Q, S active slots, D hidden size, V vocabulary.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from services.expert_service.batch import AttentionWindows, ForwardBatch, Span, make_batch
-from services.expert_service.head_layout import lay_out_head
+from services.expert_service.kv_budget import cache_limit, layer_bytes
 from services.expert_service.kv_cache import SlotKVCache
+from services.expert_service.kv_places import FIRST_CAPACITY, KVPlaces, Place
+from services.expert_service.run_attention import attend_by_run
 from services.expert_service.scheduler import Relocation
 from services.expert_service.sequence_gate import SequenceGate, Weights, advance_gates
+from services.expert_service.weight_layout import lay_out_weights
 from services.shared.errors import InvalidRequest
 from services.shared.modeling.lora_mixture import Gates, LoraMixture
 from services.shared.modeling.wiring import decoder_stack
@@ -45,23 +48,44 @@ class SpanGates:
 class ModelRunner:
     """A base model, its mixture and its caches. One thread."""
 
-    def __init__(self, model: PreTrainedModel, mixture: LoraMixture, *, max_sequences: int, max_context: int) -> None:
-        lay_out_head(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mixture: LoraMixture,
+        *,
+        max_sequences: int,
+        max_context: int,
+        kv_cache_bytes: int | None = None,
+        first_capacity: int = FIRST_CAPACITY,
+    ) -> None:
+        lay_out_weights(model)
         self.model = model
         self.mixture = mixture
         self.device = model.device
         self.dtype = model.dtype
-        self._max_sequences = max_sequences
-        self._max_context = max_context
         self._stack = decoder_stack(model)[1]
         self._windows = AttentionWindows.of(model.config.get_text_config())
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._cache = self._new_cache(len(self._stack))
+        bytes_by_layer = layer_bytes(model)
+        self.places = KVPlaces(
+            bytes_by_layer,
+            limit_bytes=cache_limit(
+                kv_cache_bytes,
+                sum(bytes_by_layer),
+                num_positions=max_sequences * (max_context + 1),
+                device=self.device,
+            ),
+            max_context=max_context,
+            max_rows=max_sequences,
+            first_capacity=first_capacity,
+        )
+        self._by_run = attend_by_run(model)
+        self._cache = SlotKVCache(num_layers=len(bytes_by_layer), places=self.places, by_run=self._by_run)
         self._trunk_caches: dict[int, SlotKVCache] = {}
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of all keys and values."""
+        """Memory of all keys and values, never more than `places.limit_bytes`."""
         return sum(cache.num_bytes for cache in self._caches())
 
     def gates_before(self, spans: Items[Span]) -> SpanGates:
@@ -82,7 +106,8 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, spans: Items[Span], gates: SpanGates, *, all_logits: bool = False) -> Tensor:
         """Logits at each span's last token, [B, V] (all columns, [B, Q, V], if asked); fills in `gates` on the way."""
-        batch = self._batch(spans, self._cache)
+        self._follow_places()
+        batch = self._batch(spans)
         self._hear_second_stream(spans, gates)
         self._cache.view = batch.view
         arguments = {} if all_logits or not self._keeps_logits else {"logits_to_keep": 1}
@@ -101,19 +126,37 @@ class ModelRunner:
 
     @torch.inference_mode()
     def relocate(self, relocation: Relocation) -> None:
-        """Move rows as the scheduler says."""
+        """Move keys and values as the scheduler says."""
+        self._follow_places()
         for cache in self._caches():
-            exchange = cache.swap if relocation.swap else cache.move
-            exchange(relocation.source, relocation.target, relocation.num_positions)
+            cache.move(relocation.source, relocation.target, relocation.num_positions)
 
     @torch.inference_mode()
-    def clear_row(self, row: int) -> None:
-        """Zero a row whose numbers were not finite."""
+    def clear(self, place: Place) -> None:
+        """Zero a place whose numbers were not finite."""
         for cache in self._caches():
-            cache.clear_row(row)
+            cache.clear(place)
 
-    def _batch(self, spans: Items[Span], cache: SlotKVCache) -> ForwardBatch:
-        return make_batch(spans, cache, self._windows, dtype=self.dtype, device=self.device)
+    def copy_runs(self) -> None:
+        """From now on hand keys and values over in one piece, for models that do not take them run by run."""
+        self._by_run = False
+        for cache in self._caches():
+            cache.by_run = False
+
+    def give_up_memory(self) -> None:
+        """Free what nobody needs at present; when memory ran out."""
+        self.places.drop_empty()
+        self._follow_places()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _follow_places(self) -> None:
+        """Slabs that are gone give their memory back, before new ones take theirs."""
+        for cache in self._caches():
+            cache.follow()
+
+    def _batch(self, spans: Items[Span]) -> ForwardBatch:
+        return make_batch(spans, self._windows, dtype=self.dtype, device=self.device)
 
     def _call(self, batch: ForwardBatch, cache: SlotKVCache, **arguments: Any) -> Any:
         return self.model(
@@ -157,7 +200,7 @@ class ModelRunner:
         for tap_layer in sorted({spans[index].sequence.gate.tap_layer or 0 for index in needy}):
             members = [index for index in needy if (spans[index].sequence.gate.tap_layer or 0) == tap_layer]
             cache = self._trunk_cache(tap_layer)
-            batch = self._batch([spans[index] for index in members], cache)
+            batch = self._batch([spans[index] for index in members])
             cache.view = batch.view
             states_BQD = self._until_tap(
                 tap_layer,
@@ -187,13 +230,14 @@ class ModelRunner:
             if weights_TC is None:
                 continue
             gate, end = span.sequence.gate, (row + 1) * num_columns
-            for column in np.flatnonzero(weights_TC[:, :-1].any(axis=0)):
+            for column in _speaking(weights_TC):
                 slot = span.sequence.slots[gate.columns[column]]
                 placed.append((slot, end - span.count, end, weights_TC[:, column]))
         slots = tuple(sorted({slot for slot, *_ in placed}))
+        index_of = {slot: index for index, slot in enumerate(slots)}
         weights_NS = np.zeros((len(batch.spans) * num_columns, len(slots)), dtype=np.float32)
         for slot, start, end, weights_T in placed:
-            weights_NS[start:end, slots.index(slot)] = weights_T
+            weights_NS[start:end, index_of[slot]] = weights_T
         return Gates(torch.from_numpy(weights_NS).to(device=self.device, dtype=self.dtype), slots)
 
     def _until_tap(self, tap_layer: int, **arguments: Any) -> Tensor:
@@ -211,13 +255,12 @@ class ModelRunner:
             handle.remove()
         raise InvalidRequest(f"The base model's layer {tap_layer} was never called.", param="tap_layer")
 
-    def _new_cache(self, num_layers: int) -> SlotKVCache:
-        return SlotKVCache(num_layers=num_layers, num_rows=self._max_sequences, max_context=self._max_context)
-
     def _trunk_cache(self, tap_layer: int) -> SlotKVCache:
         """Keys and values of the bare trunk; takes memory when first used."""
         if tap_layer not in self._trunk_caches:
-            self._trunk_caches[tap_layer] = self._new_cache(tap_layer)
+            self._trunk_caches[tap_layer] = SlotKVCache(
+                num_layers=tap_layer, places=self.places, tap_layer=tap_layer, by_run=self._by_run
+            )
         return self._trunk_caches[tap_layer]
 
     def _caches(self) -> list[SlotKVCache]:
@@ -230,6 +273,13 @@ class _TapReached(Exception):  # control flow, caught where it is made
     def __init__(self, states_BQD: Tensor) -> None:
         super().__init__()
         self.states_BQD = states_BQD
+
+
+def _speaking(weights_TC: Weights) -> Iterable[int]:
+    """Columns of the experts with a weight at any of these tokens."""
+    if len(weights_TC) == 1:  # a decoding sequence: a list is quicker than two small numpy calls
+        return [column for column, weight in enumerate(weights_TC[0, :-1].tolist()) if weight]
+    return map(int, np.flatnonzero(weights_TC[:, :-1].any(axis=0)))
 
 
 def _to_numpy(states: Tensor) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:

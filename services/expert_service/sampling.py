@@ -8,38 +8,71 @@ filters), as TGI reports it. Processors are transformers' own, so that they mean
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
+from services.shared.errors import InvalidRequest
 from services.shared.schemas.sampling import SamplingParameters
+from services.shared.schemas.sequences import TopLogprobs
 
-_MAX_FRESH_SEED = 2**31
+_MAX_FRESH_SEED: Final = 2**31
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen token; `logprob` is NaN when the model's numbers were not finite."""
+    """A chosen token and, if asked for, the likeliest ones; `logprob` is NaN when the numbers were not finite."""
 
     token_id: int
     logprob: float
+    top: TopLogprobs = ()
+
+
+class OccurrencePenalty(LogitsProcessor):
+    """OpenAI's penalties: a token generated c times loses c * frequency + [c > 0] * presence of its logit.
+
+    The first `num_prompt` tokens of the history do not count.
+    """
+
+    def __init__(self, *, frequency: float, presence: float, num_prompt: int) -> None:
+        self._frequency = frequency
+        self._presence = presence
+        self._num_prompt = num_prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [1, V] after the penalties; ids [1, T]."""
+        counts_V = input_ids[0, self._num_prompt :].bincount(minlength=scores.shape[-1])
+        return scores - self._frequency * counts_V - self._presence * (counts_V > 0)
 
 
 class TokenChooser:
-    """How one sequence chooses. Stateful only in its generator."""
+    """How one sequence chooses, after a prompt of `num_prompt` tokens. Stateful only in its generator.
 
-    def __init__(self, parameters: SamplingParameters, *, vocab_size: int, device: torch.device) -> None:
+    Raises InvalidRequest when the parameters name tokens that the model has not got.
+    """
+
+    def __init__(
+        self, parameters: SamplingParameters, *, vocab_size: int, device: torch.device, num_prompt: int = 0
+    ) -> None:
+        check_biased_tokens(parameters, vocab_size)
         self.is_greedy = not parameters.do_sample or parameters.temperature == 0.0
         self.seed = None if self.is_greedy else _seed(parameters)
-        self._processors = _processors(parameters, is_greedy=self.is_greedy, vocab_size=vocab_size)
+        self.num_top_logprobs = min(parameters.num_top_logprobs, vocab_size)
+        self._processors = _penalties(parameters, num_prompt=num_prompt)
+        if not self.is_greedy:
+            self._processors.extend(_warpers(parameters, vocab_size=vocab_size))
         self._generator: torch.Generator | None = None
         if self.seed is not None:
             self._generator = torch.Generator(device=device)
@@ -48,7 +81,7 @@ class TokenChooser:
     @property
     def needs_history(self) -> bool:
         """Whether earlier tokens change the choice."""
-        return any(isinstance(processor, RepetitionPenaltyLogitsProcessor) for processor in self._processors)
+        return any(isinstance(processor, _READS_HISTORY) for processor in self._processors)
 
     @property
     def is_plain(self) -> bool:
@@ -61,8 +94,14 @@ class TokenChooser:
         scores_1V = process(history_T[None], logits_V[None].clone())
         if self.is_greedy:
             return int(scores_1V.argmax())
-        probabilities_V = scores_1V[0].softmax(dim=-1)
-        return int(torch.multinomial(probabilities_V, 1, generator=self._generator))
+        return self._draw(scores_1V[0])
+
+    def _draw(self, scores_V: Tensor) -> int:
+        """A token by its probability: one random number on the cumulative scale; multinomial would draw V of them."""
+        cumulative_V = scores_V.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        place = torch.rand(1, generator=self._generator, dtype=torch.float64, device=scores_V.device) * cumulative_V[-1]
+        token_id = int(torch.searchsorted(cumulative_V, place, right=True))
+        return token_id if token_id < len(scores_V) else int(scores_V.argmax())
 
 
 @torch.inference_mode()
@@ -81,9 +120,28 @@ def choose_tokens(
             token_ids_B[row] = chooser.choose(logits_BV[row], history_T)
     logprobs_B = logprobs_BV.gather(1, token_ids_B[:, None])[:, 0]
     return [
-        Choice(token_id, logprob) if ok else Choice(0, float("nan"))
-        for token_id, logprob, ok in zip(token_ids_B.tolist(), logprobs_B.tolist(), finite, strict=True)
+        Choice(token_id, logprob, top_logprobs(logprobs_BV[row], choosers[row].num_top_logprobs))
+        if finite[row]
+        else Choice(0, float("nan"))
+        for row, (token_id, logprob) in enumerate(zip(token_ids_B.tolist(), logprobs_B.tolist(), strict=True))
     ]
+
+
+def top_logprobs(logprobs_V: Tensor, count: int) -> TopLogprobs:
+    """Id and log-probability of the `count` likeliest tokens, best first."""
+    if not count:
+        return ()
+    best = logprobs_V.topk(min(count, len(logprobs_V)))
+    return tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def check_biased_tokens(parameters: SamplingParameters, vocab_size: int) -> None:
+    """Raise InvalidRequest for a bias on a token that the model has not got."""
+    highest = max(parameters.logit_bias, default=0)
+    if highest >= vocab_size:
+        raise InvalidRequest(
+            f"logit_bias names token {highest}; the model's tokens are 0..{vocab_size - 1}.", param="logit_bias"
+        )
 
 
 def _largest(logits_BV: Tensor) -> Tensor:
@@ -98,17 +156,37 @@ def _seed(parameters: SamplingParameters) -> int:
     return parameters.seed if parameters.seed is not None else secrets.randbelow(_MAX_FRESH_SEED)
 
 
-def _processors(parameters: SamplingParameters, *, is_greedy: bool, vocab_size: int) -> LogitsProcessorList:
-    """transformers' processors in transformers' order."""
+def _penalties(parameters: SamplingParameters, *, num_prompt: int) -> LogitsProcessorList:
+    """What also changes a greedy choice."""
     processors = LogitsProcessorList()
+    if any(parameters.logit_bias.values()):
+        biases = {(token_id,): bias for token_id, bias in parameters.logit_bias.items()}
+        processors.append(SequenceBiasLogitsProcessor(biases))  # type: ignore[arg-type]  # a dict is taken as well
     if parameters.repetition_penalty is not None and parameters.repetition_penalty != 1.0:
         processors.append(RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty))
-    if is_greedy:
-        return processors
-    if parameters.temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(parameters.temperature))
-    if parameters.top_k is not None and parameters.top_k < vocab_size:
-        processors.append(TopKLogitsWarper(parameters.top_k))
-    if parameters.top_p is not None and parameters.top_p < 1.0:
-        processors.append(TopPLogitsWarper(parameters.top_p))
+    if parameters.frequency_penalty or parameters.presence_penalty:
+        processors.append(
+            OccurrencePenalty(
+                frequency=parameters.frequency_penalty, presence=parameters.presence_penalty, num_prompt=num_prompt
+            )
+        )
     return processors
+
+
+def _warpers(parameters: SamplingParameters, *, vocab_size: int) -> LogitsProcessorList:
+    """What shapes the distribution that is drawn from, in transformers' order."""
+    warpers = LogitsProcessorList()
+    if parameters.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(parameters.temperature))
+    if parameters.top_k is not None and parameters.top_k < vocab_size:
+        warpers.append(TopKLogitsWarper(parameters.top_k))
+    if parameters.top_p is not None and parameters.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(parameters.top_p))
+    if parameters.min_p:
+        warpers.append(MinPLogitsWarper(parameters.min_p))
+    if parameters.typical_p is not None and parameters.typical_p < 1.0:
+        warpers.append(TypicalLogitsWarper(parameters.typical_p))
+    return warpers
+
+
+_READS_HISTORY: Final = (RepetitionPenaltyLogitsProcessor, OccurrencePenalty)

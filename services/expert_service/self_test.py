@@ -7,6 +7,7 @@ answer wrongly in silence.
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from services.expert_service.answer_text import AnswerText
 from services.expert_service.batch import Span
@@ -21,32 +22,61 @@ from services.shared.tokenizer import Tokenizer
 from services.shared.vocabulary import PlanMode
 
 _NUM_TOKENS: Final = 6
-_CUTS: Final = ((0, 4), (4, 1), (5, 1))
+_CUTS: Final = (((0, 4), (0, 1), (0, 3)), ((4, 1), (1, 4), (3, 1)), ((5, 1), (5, 1), (4, 2)))
+"""Three passes over three sequences of unequal progress, so that rows are padded and end at different positions."""
+_ERRORS: Final = (TypeError, AttributeError, RuntimeError, ValueError, IndexError)
 _TOLERANCE: Final = {torch.float32: 1e-3}
 _TOLERANCE_HALF: Final = 5e-2
 
 
 def check_architecture(runner: ModelRunner, tokenizer: Tokenizer) -> None:
-    """Read a few tokens in pieces through the cache and whole without it; InvalidRequest if the results differ."""
+    """Read a few tokens in pieces through the cache and whole without it; InvalidRequest if the results differ.
+
+    A model that cannot take keys and values run by run gets them in one piece from now on.
+    """
     vocab_size = int(runner.model.config.get_text_config().vocab_size)
     token_ids = [(7 * position + 11) % vocab_size for position in range(_NUM_TOKENS)]
     with torch.inference_mode():
         expected_V = (
             runner.model(torch.tensor([token_ids], device=runner.device), use_cache=False).logits[0, -1].float()
         )
-    sequence = _sequence(token_ids, runner, tokenizer)
-    sequence.row = 0
     try:
-        for start, count in _CUTS:
-            spans = [Span(sequence, start, count)]
-            logits_V = runner.forward(spans, runner.gates_before(spans))[0].float()
-    except (TypeError, AttributeError, RuntimeError, ValueError, IndexError) as error:
-        raise _unsupported(runner, f"{type(error).__name__}: {error}") from error
-    runner.clear_row(0)
+        logits_BV = _read_in_pieces(token_ids, runner, tokenizer)
+    except _ERRORS:
+        runner.copy_runs()
+        try:
+            logits_BV = _read_in_pieces(token_ids, runner, tokenizer)
+        except _ERRORS as error:
+            raise _unsupported(runner, f"{type(error).__name__}: {error}") from error
     tolerance = _TOLERANCE.get(runner.dtype, _TOLERANCE_HALF)
-    difference = float((logits_V - expected_V).abs().max() / expected_V.abs().max().clamp(min=1.0))
+    difference = float((logits_BV - expected_V).abs().max() / expected_V.abs().max().clamp(min=1.0))
     if not difference <= tolerance:
         raise _unsupported(runner, f"its logits differ by {difference:.2g}")
+
+
+def _read_in_pieces(token_ids: list[int], runner: ModelRunner, tokenizer: Tokenizer) -> Tensor:
+    """Logits at the end of the same text in several sequences, which stand apart in the cache; [B, V]."""
+    sequences = [_sequence(token_ids, runner, tokenizer) for _ in _CUTS[0]]
+    places = [runner.places.take(_NUM_TOKENS) for _ in range(4)]
+    if places[0] is None:
+        raise InvalidRequest(
+            f"expert_service.kv_cache_bytes is {runner.places.limit_bytes}: not enough for a sequence of {_NUM_TOKENS} "
+            "tokens on this base model. Raise it.",
+            param="expert_service.kv_cache_bytes",
+        )
+    try:
+        # The second place stays empty: a pass over the others reads two runs.
+        for sequence, place in zip(sequences, [places[0], *places[2:]], strict=True):
+            sequence.place = place
+        for cuts in _CUTS:
+            spans = [Span(s, *cut) for s, cut in zip(sequences, cuts, strict=True) if s.place is not None]
+            logits_BV = runner.forward(spans, runner.gates_before(spans))
+    finally:
+        for place in places:
+            if place is not None:
+                runner.places.give_back(place)
+        runner.give_up_memory()
+    return logits_BV.float()
 
 
 def _sequence(token_ids: list[int], runner: ModelRunner, tokenizer: Tokenizer) -> Sequence:

@@ -62,6 +62,20 @@ class SequenceGate:
         fixed_C = np.array([*weights, max(0.0, 1.0 - sum(weights))], dtype=np.float32)
         return cls((*names, BASE), names, fixed_C=fixed_C)
 
+    def saved_state(self) -> Any:
+        """A copy of the state where token ids alone move it on; None otherwise, for a pass keeps those itself."""
+        return self.state.copy() if self.scorer is not None and self.tap_layer is None else None
+
+    def restore(self, saved: Any) -> None:
+        """Back to a saved state."""
+        if saved is not None:
+            self.state = saved
+
+    def restart(self) -> None:
+        """Back to the state before the first token."""
+        if self.scorer is not None:
+            self.state = self.scorer.start()
+
     @property
     def tap_layer(self) -> int | None:
         """Where the router reads hidden states; None when token ids suffice."""
@@ -77,7 +91,8 @@ class SequenceGate:
 
     def named(self, weights_C: Weights) -> dict[str, float]:
         """Non-zero weights by name, for the token event."""
-        return {self.columns[column]: round(float(weights_C[column]), 7) for column in np.flatnonzero(weights_C)}
+        weights = weights_C.tolist()
+        return {name: round(weight, 7) for name, weight in zip(self.columns, weights, strict=True) if weight}
 
 
 def advance_gates(

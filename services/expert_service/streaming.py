@@ -8,7 +8,8 @@ from weakref import WeakKeyDictionary
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from services.expert_service.engine import Delivery, Engine, Event
+from services.expert_service.answers import Delivery, Event
+from services.expert_service.engine import Engine
 from services.expert_service.sequence import Sequence
 from services.shared.schemas.sequences import ErrorEvent, FinishedEvent
 
@@ -25,6 +26,11 @@ class Streams:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on events go to this loop."""
         self._loop = loop
+
+    @property
+    def open_sequences(self) -> list[Sequence]:
+        """Those whose events somebody reads. Event loop only."""
+        return list(self._queues)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
         """Called by the engine after a step; hands all events over at once."""

@@ -66,7 +66,7 @@ class _DemoImport:
         self._evidence = EvidenceMaker(
             settings=settings,
             storage=self._storage,
-            tokenizer=load_tokenizer(settings.base_model),
+            tokenizer=load_tokenizer(settings.base_model, chat_template=settings.chat_template),
             fingerprint=self._fingerprint,
             tap_layer=read_router_file(router).tap_layer if self._router_folder else None,
         )

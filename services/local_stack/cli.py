@@ -28,13 +28,14 @@ def up(
     *,
     state: StateOption = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="The router's port; 0 takes any free one.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Expert services to run; they share the cores.")] = 1,
     logs: Annotated[bool, typer.Option("--logs", help="Show every line that the programs write.")] = False,
 ) -> None:
-    """Start Postgres, Valkey, worker, expert service and router, and keep them running until Ctrl-C."""
+    """Start Postgres, Valkey, worker, expert services and router, and keep them running until Ctrl-C."""
     from services.local_stack.up import run_stack
 
     with _plain_errors():
-        run_stack(_state_folder(state), port=port, show_logs=logs)
+        run_stack(_state_folder(state), port=port, num_replicas=replicas, show_logs=logs)
 
 
 @app.command()

@@ -34,23 +34,27 @@ class Stack:
     notes: tuple[str, ...]
 
 
-def plan_stack(settings: Settings, state: StateFolder, *, port: int | None) -> Stack:
+def plan_stack(settings: Settings, state: StateFolder, *, port: int | None, num_replicas: int = 1) -> Stack:
     """Choose ports and put the programs together; starts nothing. Raises PortTaken, MissingBinary."""
     stores, database_url, redis_url = _plan_stores(settings, state)
     router_port = _router_port(settings, port)
-    expert_port = preferred_port(settings.expert_service.port)
+    expert_ports = _expert_ports(settings, num_replicas, taken=router_port)
     host = settings.router_service.host
     endpoints = Endpoints(
         pid=os.getpid(),
         router=f"http://{LOOPBACK if host == '0.0.0.0' else host}:{router_port}",
-        expert=f"http://{LOOPBACK}:{expert_port}",
+        experts=tuple(f"http://{LOOPBACK}:{expert_port}" for expert_port in expert_ports),
         database_url=database_url,
         redis_url=redis_url,
         storage=str(_storage_root(settings, state)),
         logs=str(state.logs),
     )
     environment = _environment(settings, state, endpoints)
-    programs = (*stores, *_services(environment, endpoints, needs=tuple(store.name for store in stores)))
+    programs = (
+        *stores,
+        *_replicas(settings, environment, endpoints),
+        *_services(environment, endpoints, needs=tuple(store.name for store in stores)),
+    )
     return Stack(programs, endpoints, _notes(settings, endpoints, port))
 
 
@@ -100,6 +104,15 @@ def _router_port(settings: Settings, port: int | None) -> int:
     return demanded_port(port, host=chosen.host)
 
 
+def _expert_ports(settings: Settings, num_replicas: int, *, taken: int) -> list[int]:
+    """The port of the settings and those after it, as far as they are free."""
+    ports: list[int] = []
+    for index in range(num_replicas):
+        preferred = settings.expert_service.port and settings.expert_service.port + index
+        ports.append(preferred_port(preferred, taken=(taken, *ports)))
+    return ports
+
+
 def _storage_root(settings: Settings, state: StateFolder) -> Path:
     chosen = settings.storage
     return chosen.root.resolve() if "root" in chosen.model_fields_set else state.storage
@@ -114,9 +127,8 @@ def _environment(settings: Settings, state: StateFolder, endpoints: Endpoints) -
         "AMOE_STORAGE__ROOT": endpoints.storage,
         "AMOE_ROUTER_SERVICE__HOST": settings.router_service.host,
         "AMOE_ROUTER_SERVICE__PORT": _port_of(endpoints.router),
-        "AMOE_ROUTER_SERVICE__EXPERT_URLS": json.dumps([endpoints.expert]),
+        "AMOE_ROUTER_SERVICE__EXPERT_URLS": json.dumps(endpoints.experts),
         "AMOE_EXPERT_SERVICE__HOST": LOOPBACK,
-        "AMOE_EXPERT_SERVICE__PORT": _port_of(endpoints.expert),
         "AMOE_TELEMETRY__FORMAT": "json",
         "AMOE_CONFIG": str(Path(os.environ.get("AMOE_CONFIG", "config.yaml")).resolve()),
         MARKER: str(state.root),
@@ -128,18 +140,34 @@ def _environment(settings: Settings, state: StateFolder, endpoints: Endpoints) -
     return {**os.environ, **decided}
 
 
-def _services(environment: Mapping[str, str], endpoints: Endpoints, *, needs: tuple[str, ...]) -> list[Program]:
-    """Everything but the stores. The expert service needs none of them and loads its model meanwhile."""
-    one_thread = {**environment, "OMP_NUM_THREADS": "1"}
+def _replicas(settings: Settings, environment: Mapping[str, str], endpoints: Endpoints) -> list[Program]:
+    """The expert services. They need none of the stores and load their models meanwhile."""
+    chosen = settings.expert_service.num_threads
+    num_threads = chosen or (max(1, num_cores() // len(endpoints.experts)) if len(endpoints.experts) > 1 else None)
+    # More threads than cores slow every replica down: they share the cores unless the settings say otherwise.
+    threads = {"AMOE_EXPERT_SERVICE__NUM_THREADS": str(num_threads)} if num_threads else {}
     return [
         _python(
-            "expert",
+            name,
             "services.expert_service.main",
-            environment,
-            is_ready=answers_http(f"{endpoints.expert}/ready"),
+            {**environment, **threads, "AMOE_EXPERT_SERVICE__PORT": _port_of(url)},
+            is_ready=answers_http(f"{url}/ready"),
             rank=1,
             ready_timeout_s=_MODEL_LOAD_S,
-        ),
+        )
+        for name, url in endpoints.replicas.items()
+    ]
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _services(environment: Mapping[str, str], endpoints: Endpoints, *, needs: tuple[str, ...]) -> list[Program]:
+    """Everything but the stores and the expert services."""
+    one_thread = {**environment, "OMP_NUM_THREADS": "1"}
+    return [
         _python(
             "migrate",
             "services.local_stack",
@@ -151,7 +179,8 @@ def _services(environment: Mapping[str, str], endpoints: Endpoints, *, needs: tu
         _python(
             "worker",
             "services.trainer_worker.main",
-            environment,
+            # Threads that spin while they wait would take from the replicas the cores that they share.
+            {"OMP_WAIT_POLICY": "PASSIVE", **environment},
             is_ready=worker_listens(endpoints.redis_url),
             rank=1,
             after=("migrate",),

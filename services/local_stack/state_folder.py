@@ -19,11 +19,18 @@ class Endpoints:
 
     pid: int
     router: str
-    expert: str
+    experts: tuple[str, ...]
     database_url: str
     redis_url: str
     storage: str
     logs: str
+
+    @property
+    def replicas(self) -> dict[str, str]:
+        """The expert services by the names of their programs: `expert`, or `expert-1`, `expert-2` and so on."""
+        if len(self.experts) == 1:
+            return {"expert": self.experts[0]}
+        return {f"expert-{number}": url for number, url in enumerate(self.experts, start=1)}
 
 
 class StateFolder:
@@ -82,7 +89,8 @@ class StateFolder:
         """Where the services of the running stack are, None when none runs."""
         if self.holder() is None or not self._endpoints.exists():
             return None
-        return Endpoints(**json.loads(self._endpoints.read_text()))
+        found = json.loads(self._endpoints.read_text())
+        return Endpoints(**{**found, "experts": tuple(found["experts"])})
 
     def erase(self) -> None:
         """Remove the folder and everything in it."""

@@ -25,7 +25,7 @@ def stack_status(state: StateFolder) -> StackStatus:
         "postgres": answers(endpoints.database_url),
         "valkey": pings(endpoints.redis_url),
         "worker": worker_listens(endpoints.redis_url),
-        "expert": answers_http(f"{endpoints.expert}/ready"),
+        **{name: answers_http(f"{url}/ready") for name, url in endpoints.replicas.items()},
         "router": answers_http(f"{endpoints.router}/ready"),
     }
     results = {name: check() for name, check in checks.items()}

@@ -77,7 +77,7 @@ class TerminalReporter:
         level, message = _parse(text)
         wanted = self._show_logs or level in _LEVEL_COLOURS or name == _SPEAKS_TO_PEOPLE
         if wanted and message:
-            prefix = (f"{name:>9} │ ", _COLOURS.get(name, "white"))
+            prefix = (f"{name:>9} │ ", _COLOURS.get(name.partition("-")[0], "white"))
             self._print(Text.assemble(prefix, (message, _LEVEL_COLOURS.get(level, ""))), soft_wrap=True)
 
     def _show_waiting(self) -> None:

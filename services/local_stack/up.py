@@ -13,10 +13,14 @@ from services.local_stack.terminal import TerminalReporter
 from services.shared.config import Settings
 
 
-def run_stack(state: StateFolder, *, port: int | None, show_logs: bool) -> None:
+def run_stack(state: StateFolder, *, port: int | None, num_replicas: int, show_logs: bool) -> None:
     """Run until stopped by a signal. Raises StackError with the reason when the stack cannot start."""
     settings = Settings()
-    supervise(state, plan=lambda: plan_stack(settings, state, port=port), show_logs=show_logs)
+
+    def plan() -> Stack:
+        return plan_stack(settings, state, port=port, num_replicas=num_replicas)
+
+    supervise(state, plan=plan, show_logs=show_logs)
 
 
 def supervise(state: StateFolder, *, plan: Callable[[], Stack], show_logs: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""How many requests this service answers at once."""
+"""How many sequences this service answers at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +19,17 @@ class Admission:
         self._num_in_flight = 0
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Holds a place until the end of the block; Overloaded when all are taken."""
-        if self._num_in_flight >= self._limit:
+    def admitted(self, count: int = 1) -> Iterator[None]:
+        """Holds `count` places until the end of the block; Overloaded when there are not so many left."""
+        if self._num_in_flight + count > self._limit:
             raise Overloaded(
-                f"All {self._limit} places are taken: try again in a moment.", retry_after_s=_RETRY_AFTER_S
+                f"{self._num_in_flight} of {self._limit} places are taken: try again in a moment.",
+                retry_after_s=_RETRY_AFTER_S,
             )
-        self._num_in_flight += 1
+        self._num_in_flight += count
         self._metrics.in_flight.set(self._num_in_flight)
         try:
             yield
         finally:
-            self._num_in_flight -= 1
+            self._num_in_flight -= count
             self._metrics.in_flight.set(self._num_in_flight)

@@ -5,8 +5,10 @@ Postgres is down the last snapshot goes on serving.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Final
 
@@ -22,11 +24,13 @@ from services.shared.registry import active_release, find_release, latest_versio
 from services.shared.schemas.sequences import ExpertRef
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
-from services.shared.vocabulary import VersionStatus
+from services.shared.vocabulary import BASE, VersionStatus
 
 log = get_logger(__name__)
 
 _RETRY_AFTER_S: Final = 1.0
+_MAX_OTHERS: Final = 4
+"""Releases kept in memory that requests have named and that are not active."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Snapshot:
 
     release: LoadedRelease | None
     registered: Mapping[str, ExpertRef]
+    pinned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class Stamp:
     active_release: int | None
     newest_version: int | None
     num_retired: int
+    num_pinned: int
+    last_pinned_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Contents:
     stamp: Stamp
     release: ReleaseRow | None
     registered: Mapping[str, ExpertRef]
+    pinned: frozenset[str]
 
 
 class Catalog:
@@ -82,6 +90,8 @@ class Catalog:
         self._snapshot: Snapshot | None = None
         self._stamp: Stamp | None = None
         self._refreshing = asyncio.Lock()
+        self._others: OrderedDict[int, LoadedRelease] = OrderedDict()
+        self._reading = asyncio.Lock()
         self.trouble: str | None = "The catalog has not been read yet."
 
     @property
@@ -104,17 +114,34 @@ class Catalog:
             if stamp != self._stamp:
                 contents = await self._transactions.run(read_contents)
                 loaded = await self.load(contents.release) if contents.release else None
-                self._snapshot, self._stamp = Snapshot(loaded, contents.registered), contents.stamp
+                self._snapshot, self._stamp = Snapshot(loaded, contents.registered, contents.pinned), contents.stamp
                 self._metrics.active_release.set(loaded.number if loaded else 0)
+                self._metrics.keep_experts(_speakers(self._snapshot))
                 log.info("catalog changed", release=loaded and loaded.id, num_experts=len(contents.registered))
             self.trouble = None
 
     async def load(self, row: ReleaseRow) -> LoadedRelease:
         """The release with its scorer, or the one already in use; the error says what its artifacts lack."""
-        used = self._snapshot.release if self._snapshot else None
-        if used is not None and used.number == row.number:
+        used = self._in_use(row.number)
+        return used if used is not None else await asyncio.to_thread(self.read, row)
+
+    async def release(self, number: int) -> LoadedRelease:
+        """A release that a request names, active or not; NotFound when there is none. The last few stay in memory."""
+        if (used := self._in_use(number)) is not None:
             return used
-        return await asyncio.to_thread(self.read, row)
+        async with self._reading:
+            known = self._others.get(number)
+            if known is None:
+                known = await self.load(await self._transactions.run(find_release, number))
+            self._others[number] = known
+            self._others.move_to_end(number)
+            while len(self._others) > _MAX_OTHERS:
+                self._others.popitem(last=False)
+            return known
+
+    def _in_use(self, number: int) -> LoadedRelease | None:
+        used = self._snapshot.release if self._snapshot else None
+        return used if used is not None and used.number == number else None
 
     def read(self, row: ReleaseRow) -> LoadedRelease:
         """The release read from storage; blocking. Raises InvalidRequest when its artifacts do not fit together."""
@@ -124,6 +151,7 @@ class Catalog:
             graph_dir=self._storage.artifact(row.graph_digest) if row.graph_digest else None,
             experts=[(expert.name, self._storage.artifact(expert.digest)) for expert in experts],
             vocab_size=self._vocab_size,
+            like=self._snapshot.release.scorer if self._snapshot and self._snapshot.release else None,
         )
         return LoadedRelease(
             id=row.id,
@@ -162,6 +190,12 @@ class Catalog:
         self.trouble = trouble
 
 
+def _speakers(snapshot: Snapshot) -> set[str]:
+    """Everyone who may have a share in an answer from now on."""
+    released = snapshot.release.experts if snapshot.release else ()
+    return {BASE, *snapshot.registered, *(expert.name for expert in released)}
+
+
 def expert_ref(row: ExpertVersionRow) -> ExpertRef:
     """The version as plans name it."""
     return ExpertRef(name=row.expert_name, version=row.version, digest=row.digest)
@@ -172,11 +206,14 @@ def read_stamp(session: Session) -> Stamp:
     active = select(ReleaseRow.number).where(ReleaseRow.status == VersionStatus.ACTIVE).scalar_subquery()
     newest = select(func.max(ExpertVersionRow.id)).scalar_subquery()
     retired = select(func.count()).where(ExpertRow.retired_at.is_not(None)).scalar_subquery()
-    return Stamp(*session.execute(select(active, newest, retired)).one())
+    pins = select(func.count()).where(ExpertRow.pinned_at.is_not(None)).scalar_subquery()
+    last_pin = select(func.max(ExpertRow.pinned_at)).scalar_subquery()
+    return Stamp(*session.execute(select(active, newest, retired, pins, last_pin)).one())
 
 
 def read_contents(session: Session) -> Contents:
     """Rows and stamp; when something changes in between, the stamp is the older and the next poll reads again."""
     stamp = read_stamp(session)
     registered = {row.expert_name: expert_ref(row) for row in latest_versions(session)}
-    return Contents(stamp, active_release(session), MappingProxyType(registered))
+    pinned = frozenset(session.scalars(select(ExpertRow.name).where(ExpertRow.pinned_at.is_not(None))))
+    return Contents(stamp, active_release(session), MappingProxyType(registered), pinned)

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from services.router_service.catalog import Catalog
 from services.router_service.metrics import Metrics
+from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
 from services.router_service.replicas import Replicas
 from services.router_service.request_log import RequestLog
@@ -33,6 +34,7 @@ class Resources:
     reader: PromptReader
     request_log: RequestLog
     pipeline: Pipeline
+    pins: Pins
     queue: Celery
 
 

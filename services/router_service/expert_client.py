@@ -24,6 +24,7 @@ from services.shared.schemas.sequences import (
     AdapterCheckRequest,
     AdapterReport,
     BaseModelInfo,
+    PinnedAdapters,
     ReplicaStatus,
     ScoresRequest,
     ScoresResponse,
@@ -92,6 +93,10 @@ class ExpertClient:
         if buffer.strip():
             yield _event(buffer)
 
+    async def pin(self, digests: tuple[str, ...]) -> PinnedAdapters:
+        """Have it keep exactly these adapters in slots; Conflict when there is no room for all of them."""
+        return await self._send("PUT", "/pins", PinnedAdapters(digests=digests), PinnedAdapters)
+
     async def scores(self, request: ScoresRequest) -> ScoresResponse:
         """What the gate makes of a prompt."""
         return await self._post("/scores", request, ScoresResponse)
@@ -108,15 +113,27 @@ class ExpertClient:
         """Load and residency."""
         return await self._get("/status", ReplicaStatus)
 
+    async def drain(self) -> ReplicaStatus:
+        """Have it take no new sequences."""
+        return await self._post("/drain", None, ReplicaStatus)
+
+    async def undrain(self) -> ReplicaStatus:
+        """Have it take sequences again."""
+        return await self._post("/undrain", None, ReplicaStatus)
+
     async def _get(self, path: str, kind: type[Answer]) -> Answer:
         with _translated(self.url):
             response = await self._http.get(f"{self.url}{path}", timeout=_STATUS_TIMEOUT_S)
         return _read(response, kind)
 
-    async def _post(self, path: str, body: BaseModel, kind: type[Answer]) -> Answer:
+    async def _post(self, path: str, body: BaseModel | None, kind: type[Answer]) -> Answer:
+        return await self._send("POST", path, body, kind)
+
+    async def _send(self, method: str, path: str, body: BaseModel | None, kind: type[Answer]) -> Answer:
+        content = "" if body is None else body.model_dump_json()
         with _translated(self.url):
-            response = await self._http.post(
-                f"{self.url}{path}", content=body.model_dump_json(), headers=_JSON, timeout=_CHECK_TIMEOUT_S
+            response = await self._http.request(
+                method, f"{self.url}{path}", content=content, headers=_JSON, timeout=_CHECK_TIMEOUT_S
             )
         return _read(response, kind)
 

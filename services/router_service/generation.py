@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from services.router_service.attribution import attribute
@@ -12,7 +11,7 @@ from services.router_service.request_log import RequestLog, RequestRecord
 from services.router_service.schemas.generation import Routing
 from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
-from services.shared.vocabulary import FinishReason
+from services.shared.vocabulary import BASE, FinishReason
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Generation:
         record: RequestRecord,
         request_log: RequestLog,
         metrics: Metrics,
-        place: ExitStack,
         clock: RequestClock,
     ) -> None:
         self.record = record
@@ -46,7 +44,6 @@ class Generation:
         self._sequence = sequence
         self._request_log = request_log
         self._metrics = metrics
-        self._place = place
         self._clock = clock
 
     async def tokens(self) -> AsyncIterator[TokenEvent]:
@@ -73,17 +70,17 @@ class Generation:
         )
 
     async def close(self) -> None:
-        """Hang up, give the place back, and remember what happened. The second time does nothing."""
-        with self._place.pop_all():
-            if self._sequence.is_open:
-                self._conclude()
-                await self._sequence.close()
+        """Hang up and remember what happened. The second time does nothing."""
+        if self._sequence.is_open:
+            self._conclude()
+            await self._sequence.close()
 
     def _note(self, event: TokenEvent) -> None:
         if not self.record.token_ids:
             seconds = self._clock.elapsed_s
             self._metrics.first_token_seconds.observe(seconds)
             self.record.timings["first_token_ms"] = round(1000 * seconds, 3)
+        self._metrics.experts_per_token.observe(sum(1 for name in event.gates if name != BASE))
         self.record.token_ids.append(event.id)
         self.record.gates.append(event.gates)
         self.record.generated_text += event.text
@@ -95,6 +92,15 @@ class Generation:
         self.record.engine_timings = event.timings
         self.record.attribution = attribute(self.record.gates)
 
+    def _observe_tokens(self, seconds: float) -> None:
+        """How long it waited and how fast it came, as far as it got."""
+        if self.finished is not None:
+            self._metrics.queue_seconds.observe(self.finished.timings.queue_ms / 1000)
+        num_later = len(self.record.token_ids) - 1
+        if num_later > 0:
+            first_s = self.record.timings["first_token_ms"] / 1000
+            self._metrics.output_token_seconds.observe((seconds - first_s) / num_later)
+
     def _conclude(self) -> None:
         record = self.record
         if record.finish_reason is None:
@@ -104,6 +110,7 @@ class Generation:
         seconds = self._clock.elapsed_s
         record.timings["total_ms"] = round(1000 * seconds, 3)
         self._metrics.request_seconds.observe(seconds)
+        self._observe_tokens(seconds)
         self._metrics.requests.labels(record.endpoint, record.finish_reason).inc()
         self._metrics.count_tokens(
             num_prompt=len(record.prompt_ids), num_generated=len(record.token_ids), attribution=record.attribution

@@ -10,13 +10,30 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request
 
-from services.router_service.api import experts, files, generate, health, jobs, releases, requests, route
+from services.router_service.api import (
+    experts,
+    files,
+    generate,
+    health,
+    jobs,
+    openai_adapters,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    releases,
+    replicas,
+    requests,
+    route,
+    tgi_info,
+)
 from services.router_service.api.disconnect import install_disconnect_handler
 from services.router_service.api.docs import install_docs
 from services.router_service.catalog import Catalog
 from services.router_service.dependencies import Resources
+from services.router_service.discovery import Discovery
 from services.router_service.http_protocol import BoundedHttpProtocol
 from services.router_service.metrics import Metrics
+from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
 from services.router_service.replicas import Replicas
 from services.router_service.request_log import RequestLog
@@ -43,7 +60,24 @@ _MULTIPART_OVERHEAD_BYTES: Final = 80 * 1024**2
 
 _TGI_PATHS: Final = frozenset({"/", "/generate", "/generate_stream"})
 _SHUTDOWN_S: Final = 5
-_ROUTES: Final = (generate, route, experts, files, jobs, releases, requests, health)
+_STAGING_AGE_S: Final = 24 * 3600.0
+"""No upload or job stages an artifact for so long; what is older belongs to a process that was killed."""
+
+_ROUTES: Final = (
+    generate,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    route,
+    experts,
+    files,
+    jobs,
+    releases,
+    replicas,
+    requests,
+    tgi_info,
+    health,
+)
 
 OpenHttp = Callable[[RouterServiceSettings], httpx.AsyncClient]
 
@@ -53,7 +87,8 @@ def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_ht
 
     Raises InvalidRequest when the base model's tokenizer cannot be read.
     """
-    known_tokenizer = tokenizer or load_tokenizer(settings.base_model)
+    own = settings.router_service
+    known_tokenizer = tokenizer or load_tokenizer(settings.base_model, chat_template=settings.chat_template)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,12 +108,15 @@ def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_ht
     uploads = settings.storage.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES
     install_middleware(
         app,
-        max_body_bytes=_BODY_BYTES_PER_PROMPT_BYTE * settings.router_service.max_prompt_bytes + 64 * 1024,
+        max_body_bytes=own.max_body_bytes or _BODY_BYTES_PER_PROMPT_BYTE * own.max_prompt_bytes + 64 * 1024,
+        max_json_depth=own.max_json_depth,
         upload_limits={"/files": uploads, "/experts": uploads},
-        api_key=settings.router_service.api_key,
+        api_key=own.api_key,
     )
     for module in _ROUTES:
         app.include_router(module.router)
+    if own.adapter_folder is not None:
+        app.include_router(openai_adapters.router)
     install_docs(app)
     return app
 
@@ -94,10 +132,14 @@ async def open_resources(settings: Settings, tokenizer: Tokenizer, open_http: Op
         http = await stack.enter_async_context(open_http(settings.router_service))
         resources = _connect(settings, metrics, tokenizer, transactions, http)
         stack.push_async_callback(resources.request_log.flush)
+        await asyncio.to_thread(_sweep_staging, resources.storage)
+        await resources.replicas.discover()
         await asyncio.gather(resources.catalog.try_refresh(), resources.replicas.look())
         for work in (
             resources.catalog.keep_fresh,
             resources.replicas.keep_watching,
+            resources.replicas.keep_discovering,
+            resources.pins.keep_applied,
             resources.request_log.keep_writing,
         ):
             stack.push_async_callback(_stop, asyncio.create_task(work()))
@@ -116,7 +158,7 @@ def _connect(
         poll_s=own.catalog_poll_s,
         metrics=metrics,
     )
-    replicas = Replicas(own.expert_urls, http, metrics)
+    replicas = Replicas(Discovery(own.expert_urls), http, metrics, lost_after_s=own.replica_silence_s)
     reader = PromptReader(tokenizer, max_prompt_bytes=own.max_prompt_bytes, remote=replicas)
     request_log = RequestLog(transactions, metrics, max_waiting=own.request_log_queue, store_prompts=own.store_prompts)
     pipeline = Pipeline(
@@ -133,8 +175,15 @@ def _connect(
         reader=reader,
         request_log=request_log,
         pipeline=pipeline,
+        pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=celery_client(settings),
     )
+
+
+def _sweep_staging(storage: Storage) -> None:
+    left = storage.sweep_staging(older_than_s=_STAGING_AGE_S)
+    if left:
+        log.info("removed what killed processes had left in staging", num_folders=len(left))
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -2,22 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from services.router_service.admission import Admission
-from services.router_service.catalog import Catalog, Snapshot
-from services.router_service.dispatch import Dispatcher, OpenSequence
+from services.router_service.answer import Answer
+from services.router_service.catalog import Catalog, LoadedRelease, Snapshot
+from services.router_service.dispatch import Dispatcher
 from services.router_service.generation import Generation, RequestClock
+from services.router_service.generation_request import FieldNames, GenerationRequest, Speakers
 from services.router_service.metrics import Metrics
 from services.router_service.planning import choose_candidates, confidence_of, plan_base, plan_fixed
 from services.router_service.replicas import Replicas
+from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
-from services.router_service.schemas.generation import GenerateParameters, GenerateRequest
 from services.router_service.scoring import PromptReader, PromptScores, routed_plan
 from services.shared.config import RouterServiceSettings
-from services.shared.errors import AmoeError, InvalidRequest, PromptTooLong
+from services.shared.errors import AmoeError, PromptTooLong
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import RoutingPlan, SequenceRequest
 from services.shared.vocabulary import BASE, FinishReason
@@ -58,119 +60,110 @@ class Pipeline:
         self._catalog = catalog
         self._reader = reader
         self._replicas = replicas
-        self._dispatcher = Dispatcher(replicas)
+        self._dispatcher = Dispatcher(replicas, metrics)
         self._request_log = request_log
         self._metrics = metrics
         self._settings = settings
         self._admission = Admission(settings.max_concurrent_requests, metrics)
 
-    async def begin(self, request: GenerateRequest, *, request_id: str, endpoint: str) -> Generation:
-        """The answer to `request`, its first token already here; every refusal is raised before that."""
+    async def begin(self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str) -> Answer:
+        """The answer to `requests`, all first tokens already here; every refusal is raised before that.
+
+        Choice 0 of the first is remembered as `request_id`, the others as `request_id-1` and so on.
+        """
         try:
+            check_limits(requests, self._settings)
             with ExitStack() as place:
-                place.enter_context(self._admission.admitted())
-                return await self._begin(request, place, request_id=request_id, endpoint=endpoint)
+                place.enter_context(self._admission.admitted(sum(request.num_choices for request in requests)))
+                generations = await self._begin(requests, request_id=request_id, endpoint=endpoint)
+                return Answer(generations, place.pop_all())
         except AmoeError as error:
             self._metrics.requests.labels(endpoint, error.error_code).inc()
             raise
 
-    async def _begin(self, request: GenerateRequest, place: ExitStack, *, request_id: str, endpoint: str) -> Generation:
+    async def _begin(
+        self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str
+    ) -> list[Generation]:
         deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
         clock = RequestClock(started_at=time.perf_counter(), deadline=deadline)
-        prompt = await self.route(request.inputs, request.parameters)
-        sampling = self._sampling(request.parameters, num_prompt_tokens=len(prompt.token_ids))
+        planned: list[tuple[SequenceRequest, RoutedPrompt, RequestRecord]] = []
+        for request in requests:
+            prompt = await self.route(request)
+            num_new = self._num_new_tokens(request, len(prompt.token_ids))
+            for choice in range(request.num_choices):
+                sampling = request.sampling_of(choice, max_new_tokens=num_new)
+                log_id = f"{request_id}-{len(planned)}" if planned else request_id
+                record = _record(request, prompt, request_id=log_id, endpoint=endpoint, sampling=sampling)
+                planned.append((_sequence_request(record, prompt, sampling, request), prompt, record))
         self._metrics.planning_seconds.observe(clock.elapsed_s)
-        record = _record(request, prompt, request_id=request_id, endpoint=endpoint, sampling=sampling)
-        sequence_request = SequenceRequest(
-            request_id=request_id,
-            prompt_ids=tuple(prompt.token_ids),
-            sampling=sampling,
-            plan=prompt.plan,
-            prompt_logprobs=request.parameters.decoder_input_details,
-        )
-        sequence = await self._open(sequence_request, prompt, record, deadline)
-        return Generation(
-            sequence=sequence,
-            record=record,
-            request_log=self._request_log,
-            metrics=self._metrics,
-            place=place.pop_all(),
-            clock=clock,
-        )
+        return await begin_all([self._open(*each, clock) for each in planned])
 
     async def _open(
-        self, request: SequenceRequest, prompt: RoutedPrompt, record: RequestRecord, deadline: float
-    ) -> OpenSequence:
+        self, request: SequenceRequest, prompt: RoutedPrompt, record: RequestRecord, clock: RequestClock
+    ) -> Generation:
         """The sequence on a replica; one that no replica begins is remembered with the reason."""
         try:
-            return await self._dispatcher.open(request, base_fingerprint=prompt.base_fingerprint, deadline=deadline)
+            sequence = await self._dispatcher.open(
+                request, base_fingerprint=prompt.base_fingerprint, deadline=clock.deadline
+            )
         except AmoeError as error:
             record.finish_reason = FinishReason.ERROR
             record.error = error.body()["error"]
             self._request_log.remember(record)
             raise
+        return Generation(
+            sequence=sequence, record=record, request_log=self._request_log, metrics=self._metrics, clock=clock
+        )
 
-    async def route(self, text: str, parameters: GenerateParameters) -> RoutedPrompt:
+    async def route(self, request: GenerationRequest) -> RoutedPrompt:
         """Tokens, scores and plan of a prompt, without generating."""
-        unsupported = parameters.unsupported()
-        if unsupported is not None:
-            raise InvalidRequest(
-                f"{unsupported[:80]} is not supported here: leave it out.",
-                param=f"parameters.{unsupported[:80]}",
-                code="unsupported_parameter",
-            )
+        names, fixed = request.names, request.speakers.weights
         snapshot = self._catalog.current()
-        fixed = parameters.fixed_experts()
-        plan = plan_fixed(fixed, snapshot.registered, release=_release_id(snapshot)) if fixed else None
-        token_ids = await self._reader.tokenise(text, truncate=parameters.truncate)
+        release = await self._release(request.speakers, snapshot)
+        release_id = release.id if release else None
+        plan = plan_fixed(fixed, snapshot.registered, release=release_id) if fixed else None
+        token_ids = await self._reader.tokenise(request.prompt, param=names.prompt)
         if plan is not None:
             return RoutedPrompt(token_ids, plan, base_fingerprint=None)
-        if snapshot.release is None or not snapshot.release.experts:
-            return RoutedPrompt(token_ids, plan_base(_release_id(snapshot)), base_fingerprint=None)
-        self._check_length(len(token_ids), num_new=1)
-        scores = await self._reader.score(snapshot.release, token_ids)
+        if release is None or not release.experts:
+            return RoutedPrompt(token_ids, plan_base(release_id), base_fingerprint=None)
+        self._check_length(len(token_ids), num_new=1, names=names)
+        scores = await self._reader.score(release, token_ids)
         candidates = choose_candidates(scores.columns, scores.scores_TC, self._max_candidates())
         return RoutedPrompt(
             token_ids=token_ids,
-            plan=routed_plan(snapshot.release, candidates=candidates),
-            base_fingerprint=snapshot.release.base_fingerprint,
+            plan=routed_plan(release, candidates=candidates),
+            base_fingerprint=release.base_fingerprint,
             scores=scores,
             confidence=confidence_of(scores.scores_TC),
         )
 
+    async def _release(self, speakers: Speakers, snapshot: Snapshot) -> LoadedRelease | None:
+        """The release that the request is answered on: the active one unless it names another."""
+        if speakers.release is None:
+            return snapshot.release
+        return await self._catalog.release(speakers.release)
+
     def _max_candidates(self) -> int:
         return min(self._settings.max_candidates, self._replicas.num_slots or self._settings.max_candidates)
 
-    def _sampling(self, parameters: GenerateParameters, *, num_prompt_tokens: int) -> SamplingParameters:
-        return SamplingParameters(
-            max_new_tokens=self._num_new_tokens(parameters, num_prompt_tokens),
-            do_sample=parameters.samples,
-            temperature=1.0 if parameters.temperature is None else parameters.temperature,
-            top_k=parameters.top_k,
-            top_p=parameters.top_p,
-            repetition_penalty=parameters.repetition_penalty,
-            seed=parameters.seed,
-            stop=parameters.stop,
-            ignore_eos_token=parameters.ignore_eos_token,
-        )
-
-    def _num_new_tokens(self, parameters: GenerateParameters, num_prompt_tokens: int) -> int:
+    def _num_new_tokens(self, request: GenerationRequest, num_prompt_tokens: int) -> int:
         """As many as asked for; when nobody asked, the default or what the context leaves."""
-        asked = parameters.max_new_tokens
-        self._check_length(num_prompt_tokens, num_new=asked or 1)
+        asked = request.max_new_tokens
+        self._check_length(num_prompt_tokens, num_new=asked or 1, names=request.names)
         if asked is not None:
             return asked
         left = (self._max_context() or 2**31) - num_prompt_tokens
         return min(self._settings.default_max_new_tokens, left)
 
-    def _check_length(self, num_prompt_tokens: int, *, num_new: int) -> None:
+    def _check_length(self, num_prompt_tokens: int, *, num_new: int, names: FieldNames) -> None:
         max_context = self._max_context()
         if max_context is not None and num_prompt_tokens + num_new > max_context:
             raise PromptTooLong(
-                f"The prompt has {num_prompt_tokens} tokens, but with max_new_tokens {num_new} at most "
+                f"The prompt has {num_prompt_tokens} tokens, but with {names.max_new_tokens} {num_new} at most "
                 f"{max(0, max_context - num_new)} fit the base model's context of {max_context}: "
-                "shorten it, ask for fewer new tokens, or set truncate.",
-                param="inputs",
+                "shorten it or ask for fewer new tokens.",
+                param=names.prompt,
             )
 
     def _max_context(self) -> int | None:
@@ -179,21 +172,51 @@ class Pipeline:
         return base.max_context if base is not None else self._reader.tokenizer.max_context
 
 
-def _release_id(snapshot: Snapshot) -> str | None:
-    return snapshot.release.id if snapshot.release else None
+async def begin_all(openings: Sequence[Coroutine[None, None, Generation]]) -> list[Generation]:
+    """All begun, in order; when one cannot be, the others are ended and its reason is raised."""
+    if len(openings) == 1:
+        return [await openings[0]]
+    begun: dict[int, Generation] = {}
+
+    async def keep(index: int, opening: Coroutine[None, None, Generation]) -> None:
+        begun[index] = await opening
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, opening in enumerate(openings):
+                group.create_task(keep(index, opening))
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        if len(begun) < len(openings):
+            for generation in begun.values():
+                await generation.close()
+    return [begun[index] for index in range(len(openings))]
 
 
 def _record(
-    request: GenerateRequest, prompt: RoutedPrompt, *, request_id: str, endpoint: str, sampling: SamplingParameters
+    request: GenerationRequest, prompt: RoutedPrompt, *, request_id: str, endpoint: str, sampling: SamplingParameters
 ) -> RequestRecord:
     return RequestRecord(
         id=request_id,
         endpoint=endpoint,
-        prompt=request.inputs,
-        parameters=request.parameters.model_dump(mode="json", exclude_unset=True),
+        prompt=request.prompt.text,
+        parameters=request.parameters,
         plan=prompt.plan,
         confidence=prompt.confidence,
         max_new_tokens=sampling.max_new_tokens,
         prompt_ids=prompt.token_ids,
         prompt_gates=prompt.gates,
+    )
+
+
+def _sequence_request(
+    record: RequestRecord, prompt: RoutedPrompt, sampling: SamplingParameters, request: GenerationRequest
+) -> SequenceRequest:
+    return SequenceRequest(
+        request_id=record.id,
+        prompt_ids=tuple(prompt.token_ids),
+        sampling=sampling,
+        plan=prompt.plan,
+        prompt_logprobs=request.prompt_logprobs,
     )

@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE_TOKENS: Final = 16
 """The prompt's end decides what comes next; its beginning may be of another domain."""
+_LEAST_PEAK: Final = 0.01
+_FEWEST_CANDIDATES: Final = 4
 
 
 def plan_base(release: str | None) -> RoutingPlan:
@@ -51,10 +53,17 @@ def plan_fixed(
 
 
 def choose_candidates(columns: Sequence[str], scores_TC: Floats, max_candidates: int) -> tuple[str, ...]:
-    """The experts that score highest at any prompt token, best first, `max_candidates` at most."""
+    """The experts that score highest at any prompt token, best first, `max_candidates` at most.
+
+    Where not all can be candidates, those that the prompt never hears of are none either, but for a few that the answer
+    may turn to: a plan holds a slot for each of its candidates, and other requests wait for that slot.
+    """
     experts = columns[:-1]
     peaks_E = scores_TC[:, :-1].max(axis=0)
-    ranked = np.argsort(-peaks_E, kind="stable")[:max_candidates]
+    ranked = np.argsort(-peaks_E, kind="stable")
+    if len(experts) > max_candidates:
+        num_heard = int((peaks_E >= _LEAST_PEAK).sum())
+        ranked = ranked[: min(max_candidates, max(num_heard, _FEWEST_CANDIDATES))]
     return tuple(experts[index] for index in ranked)
 
 

@@ -1,17 +1,18 @@
-"""From a prompt's text to token ids and to what the active release's gate makes of them.
+"""From a prompt's text, or a chat, to token ids and to what the active release's gate makes of them.
 
 The gate reads token ids alone for most releases; one that reads the base model's hidden states is asked of a replica.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from services.router_service.catalog import LoadedRelease
+from services.router_service.generation_request import Prompt
 from services.shared.errors import InvalidRequest, PayloadTooLarge
 from services.shared.schemas.sequences import RoutingPlan, ScoresRequest, ScoresResponse
 from services.shared.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 _INLINE_CHARACTERS: Final = 4096
 """Shorter prompts take less time than the hop into a thread."""
 _INLINE_TOKENS: Final = 512
+_INLINE_MESSAGES: Final = 64
 
 
 class RemoteScores(Protocol):
@@ -61,23 +63,54 @@ class PromptReader:
         self._max_prompt_bytes = max_prompt_bytes
         self._remote = remote
 
-    async def tokenise(self, text: str, *, truncate: int | None = None) -> list[int]:
-        """The prompt's token ids; with `truncate`, the last so many."""
-        num_bytes = len(text.encode())
+    async def tokenise(self, prompt: Prompt, *, param: str) -> list[int]:
+        """The prompt's token ids; errors name the field `param`."""
+        token_ids = self._checked(prompt.token_ids, param) if prompt.token_ids else await self._encode(prompt, param)
+        if not token_ids:
+            raise InvalidRequest("The prompt has no tokens: send some text.", param=param)
+        return token_ids[-prompt.truncate :] if prompt.truncate else token_ids
+
+    async def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A chat as the base model's template writes it; InvalidRequest when it is too long or refused."""
+        num_bytes = sum(len(str(message["content"]).encode()) for message in messages)
+        self._check_size(num_bytes, "messages")
+        long = len(messages) > _INLINE_MESSAGES or num_bytes > _INLINE_CHARACTERS
+        return await _off_loop(long, lambda: self.tokenizer.apply_chat_template(messages))
+
+    def text_of(self, token_ids: Sequence[int], *, param: str) -> str:
+        """The text of a prompt that came as token ids."""
+        return self.tokenizer.decode(self._checked(token_ids, param))
+
+    async def spans(self, prompt: Prompt, *, param: str) -> list[tuple[int, int, int]]:
+        """Id, start and end in characters of each token of a text."""
+        self._check_size(len(prompt.text.encode()), param)
+        long = len(prompt.text) > _INLINE_CHARACTERS
+        return await _off_loop(
+            long, lambda: self.tokenizer.spans(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        )
+
+    async def _encode(self, prompt: Prompt, param: str) -> list[int]:
+        text, with_special = prompt.text, prompt.add_special_tokens
+        self._check_size(len(text.encode()), param)
+        if len(text) <= _INLINE_CHARACTERS:
+            return self.tokenizer.encode(text, add_special_tokens=with_special)
+        # encode() keeps the interpreter's lock to itself, for seconds on a long text; encode_batch() lets it go.
+        [token_ids] = await asyncio.to_thread(self.tokenizer.encode_batch, [text], add_special_tokens=with_special)
+        return token_ids
+
+    def _check_size(self, num_bytes: int, param: str) -> None:
         if num_bytes > self._max_prompt_bytes:
             raise PayloadTooLarge(
                 f"The prompt has {num_bytes:,} bytes; {self._max_prompt_bytes:,} are accepted.",
-                param="inputs",
+                param=param,
                 code="prompt_too_long",
             )
-        if len(text) <= _INLINE_CHARACTERS:
-            token_ids = self.tokenizer.encode(text)
-        else:
-            # encode() keeps the interpreter's lock to itself, for seconds on a long text; encode_batch() lets it go.
-            [token_ids] = await asyncio.to_thread(self.tokenizer.encode_batch, [text])
-        if not token_ids:
-            raise InvalidRequest("The prompt has no tokens: send some text.", param="inputs")
-        return token_ids[-truncate:] if truncate else token_ids
+
+    def _checked(self, token_ids: Sequence[int], param: str) -> list[int]:
+        """Ids must be the tokenizer's."""
+        if min(token_ids) < 0 or max(token_ids) >= self.tokenizer.vocab_size:
+            raise InvalidRequest(f"The prompt's token ids must lie in 0..{self.tokenizer.vocab_size - 1}.", param=param)
+        return list(token_ids)
 
     async def score(self, release: LoadedRelease, token_ids: list[int]) -> PromptScores:
         """What the release's gate makes of the prompt."""

@@ -7,7 +7,7 @@ Settings are frozen and read once, in each process's `main`; nobody else reads t
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
@@ -17,7 +17,14 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from services.shared.vocabulary import GateType, RouterKind
+from services.shared.vocabulary import (
+    MAX_LOGIT_BIASES,
+    MAX_MESSAGES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_SEQUENCES,
+    GateType,
+    RouterKind,
+)
 
 
 class Section(BaseModel):
@@ -78,13 +85,19 @@ class RouterSettings(Section):
     temper: float = Field(default=0.3, gt=0.0, le=1.0, description="Exponent on each token's likelihood.")
 
 
+ExpertUrl = Annotated[str, Field(pattern=r"^(https?|dns\+http)://[^/\s?#]+/?$")]
+
+
 class RouterServiceSettings(Section):
     """The public service."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    expert_urls: tuple[str, ...] = Field(
-        default=("http://127.0.0.1:8001",), description="Replicas of the expert service."
+    expert_urls: tuple[ExpertUrl, ...] = Field(
+        default=("http://127.0.0.1:8001",),
+        min_length=1,
+        description="Replicas of the expert service. `dns+http://expert:8001` is one at each address of the name, "
+        "looked up again every 5 seconds.",
     )
     api_key: SecretStr | None = Field(
         default=None, description="When set, every route but /live, /ready wants it as a bearer token."
@@ -95,21 +108,48 @@ class RouterServiceSettings(Section):
     connect_timeout_s: float = Field(
         default=2.0, gt=0, description="Seconds until a replica that does not answer is down."
     )
+    replica_silence_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="A replica that has not answered for so long is given up: what it has not begun goes elsewhere, "
+        "and its streams end with an error.",
+    )
     max_concurrent_requests: int = Field(
         default=256, ge=1, description="Requests being answered at once; more get 429."
     )
     max_prompt_bytes: int = Field(default=1024**2, ge=1024, description="Longest prompt in bytes of UTF-8.")
+    max_body_bytes: int | None = Field(
+        default=None, ge=1024, description="Largest JSON body. Default: six times max_prompt_bytes and 64 KiB."
+    )
+    max_json_depth: int = Field(default=64, ge=8, le=500, description="Levels of nesting in a JSON body.")
+    max_choices: int = Field(
+        default=16, ge=1, le=1024, description="Sequences that one request may ask for: its prompts times n or best_of."
+    )
+    max_messages: int = Field(default=1024, ge=1, le=MAX_MESSAGES, description="Messages of one chat.")
+    max_new_tokens: int = Field(default=4096, ge=1, description="New tokens that a request may ask for.")
+    max_stop_sequences: int = Field(default=16, ge=0, le=MAX_STOP_SEQUENCES, description="Stop strings of one request.")
+    max_stop_characters: int = Field(
+        default=256, ge=1, le=MAX_STOP_CHARACTERS, description="Longest stop string, in characters."
+    )
+    max_logit_bias: int = Field(default=1024, ge=0, le=MAX_LOGIT_BIASES, description="Tokens that logit_bias may name.")
     default_max_new_tokens: int = Field(
         default=100, ge=1, description="New tokens where a request does not say how many."
     )
     max_candidates: int = Field(
-        default=16, ge=1, le=1024, description="Experts that may speak in one request; at most a replica's slots."
+        default=16,
+        ge=1,
+        le=1024,
+        description="Experts that may speak in one request; at most a replica's slots, fewer if not all fit.",
     )
     catalog_poll_s: float = Field(default=0.5, gt=0, description="How soon another process's activation is seen.")
     request_log_queue: int = Field(
         default=4096, ge=1, description="Routing logs waiting to be written; more are dropped and counted."
     )
     store_prompts: bool = Field(default=True, description="Keep prompt and answer text in the routing log.")
+    adapter_folder: Path | None = Field(
+        default=None,
+        description="When set, POST /v1/load_lora_adapter imports adapters from folders below it; else it is off.",
+    )
 
 
 class ExpertServiceSettings(Section):
@@ -119,10 +159,24 @@ class ExpertServiceSettings(Section):
     port: int = Field(default=8001, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     num_slots: int = Field(default=16, ge=1, description="Adapters resident at once.")
     slot_bytes: int = Field(default=2 * 1024**3, ge=1024, description="Byte budget of all resident adapters.")
+    host_cache_bytes: int = Field(
+        default=1024**3, ge=0, description="Byte budget of adapters kept in host memory for their next use."
+    )
     max_rank: int = Field(default=256, ge=1, description="Highest LoRA rank accepted.")
     max_sequences: int = Field(default=16, ge=1, description="Sequences in one step.")
     max_waiting: int = Field(default=256, ge=0, description="Sequences that may wait; more get 429.")
+    max_overtaken: int = Field(
+        default=16,
+        ge=0,
+        description="Later sequences whose experts are at hand that may pass one that waits for slots; 0: none.",
+    )
     max_context: int | None = Field(default=None, description="Default: the base model's own limit, at most 4096.")
+    kv_cache_bytes: int | None = Field(
+        default=None,
+        ge=1024,
+        description="Bound on the memory of keys and values; sequences wait or are read again when it is reached. "
+        "Default: max_sequences of full length, at most a quarter of the free memory (half of a GPU's).",
+    )
     prefill_step_tokens: int = Field(
         default=512, ge=1, description="Prompt tokens per step, so decoding is not held up."
     )
@@ -162,6 +216,11 @@ class Settings(BaseSettings):
     )
 
     base_model: str = Field(default="demo/base", description="Local folder or hub id of a Hugging Face causal LM.")
+    chat_template: Path | None = Field(
+        default=None,
+        description="Jinja file used instead of the base model's chat template. A base model that has none gets "
+        "`role: content` lines.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Of the base model's weights."
     )

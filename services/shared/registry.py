@@ -4,6 +4,7 @@ Every function works inside the caller's transaction. Activation is one compare-
 index that allows one active release, so two processes can never both succeed.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseExpertRow, ReleaseRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
 from services.shared.schemas.sequences import AdapterReport
-from services.shared.vocabulary import BASE, VersionStatus
+from services.shared.vocabulary import BASE, MAX_NAME_LENGTH, VersionStatus
 
 
 class Unset(Enum):
@@ -97,9 +98,25 @@ def retire_expert(session: Session, name: str) -> None:
             param="name",
             code="expert_in_use",
         )
+    row.pinned_at = None
     if row.retired_at is None:
         row.retired_at = datetime.now(UTC)
-        session.flush()
+    session.flush()
+
+
+def set_pinned(session: Session, name: str, *, pinned: bool) -> None:
+    """Remember whether `name` stays in a slot on every replica; NotFound, or Conflict when it is retired."""
+    row = find_expert_in_use(session, name) if pinned else find_expert(session, name)
+    row.pinned_at = (row.pinned_at or datetime.now(UTC)) if pinned else None
+    session.flush()
+
+
+def find_expert_in_use(session: Session, name: str) -> ExpertRow:
+    """The expert with its versions, unless it is retired."""
+    row = find_expert(session, name)
+    if row.retired_at is not None:
+        raise Conflict(f"Expert {name!r} is retired: register it again to use it.", param="name", code="expert_retired")
+    return row
 
 
 def find_expert(session: Session, name: str) -> ExpertRow:
@@ -112,7 +129,7 @@ def find_expert(session: Session, name: str) -> ExpertRow:
 
 def unknown_expert(name: str, known: Sequence[str]) -> NotFound:
     """The error for a name that is not registered, with the names that the caller may have meant."""
-    close = get_close_matches(name, [*known, BASE], n=3, cutoff=0.5)
+    close = get_close_matches(name[:MAX_NAME_LENGTH], [*known, BASE], n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else "GET /experts lists those that are."
     return NotFound(f"No expert {name[:80]!r} is registered. {hint}", param="adapter_id", code="expert_not_found")
 
@@ -127,12 +144,16 @@ def latest_versions(session: Session, names: Sequence[str] | None = None) -> lis
         .order_by(ExpertVersionRow.expert_name, ExpertVersionRow.version.desc())
         .options(joinedload(ExpertVersionRow.expert))
     )
+    if names is not None:
+        newest = newest.where(ExpertRow.name.in_(names))
     by_name = {row.expert_name: row for row in session.scalars(newest)}
     if names is None:
         return list(by_name.values())
     for name in names:
         if name not in by_name:
-            raise unknown_expert(name, list(by_name))
+            raise unknown_expert(
+                name, session.scalars(select(ExpertRow.name).where(ExpertRow.retired_at.is_(None))).all()
+            )
     return [by_name[name] for name in names]
 
 
@@ -196,11 +217,12 @@ def create_release(  # noqa: PLR0913
     )
     session.add(release)
     session.flush()
-    session.add_all(
-        ReleaseExpertRow(release_number=release.number, position=position, version_id=version.id)
-        for position, version in enumerate(versions)
-    )
-    session.flush()
+    if versions:
+        columns = [
+            {"release_number": release.number, "position": position, "version_id": version.id}
+            for position, version in enumerate(versions)
+        ]
+        session.execute(insert(ReleaseExpertRow), columns)
     return find_release(session, release.number)
 
 
@@ -213,8 +235,8 @@ def _versions_of_one_base(
     if missing:
         raise NotFound(f"No expert version with id {', '.join(missing)}.", param="experts")
     versions = [by_id[number] for number in version_ids]
-    names = [version.expert_name for version in versions]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(version.expert_name for version in versions)
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise InvalidRequest(
             f"A release takes one version per expert; twice named: {', '.join(twice)}.", param="experts"

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,14 @@ def folder_digest(folder: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _last_touched(folder: Path) -> float:
+    """When something in it was written last, in seconds since the epoch; now if it is being removed."""
+    try:
+        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return time.time()
 
 
 class Storage:
@@ -51,6 +60,14 @@ class Storage:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep_staging(self, *, older_than_s: float) -> list[str]:
+        """Remove what killed processes left in `staging/` and nobody has touched for so long; returns the names."""
+        horizon = time.time() - older_than_s
+        left = [entry for entry in self.staging.iterdir() if _last_touched(entry) < horizon]
+        for entry in left:
+            shutil.rmtree(entry, ignore_errors=True)
+        return sorted(entry.name for entry in left)
 
     def publish(self, folder: Path) -> str:
         """Copy `folder` into the artifacts under the digest of its content and return the digest; idempotent."""

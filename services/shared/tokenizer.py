@@ -5,21 +5,31 @@ Reads `tokenizer.json` through the `tokenizers` library, so the router service s
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.shared.errors import InvalidRequest
 
+_TEMPLATE_TROUBLE: Final = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
+"""The sandbox's refusals, and what a template may trip over in messages that it does not expect."""
+
 REPLACEMENT: Final = "\ufffd"
 _CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+_ROPES_BY_LENGTH: Final = ("longrope", "su")
 _MAX_TEMPLATE_OUTPUT: Final = 4 * 1024**2
+_MAX_TEMPLATE_BYTES: Final = 1024**2
+_LONGEST_REASON: Final = 300
 _STREAM_CONTEXT_TOKENS: Final = 8
 _MAX_TOKENS_PER_CHARACTER: Final = 8  # UTF-8 needs 4 bytes; more tokens than this are not a character but noise
 
@@ -57,6 +67,12 @@ class Tokenizer:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return [list(encoding.ids) for encoding in encodings]
 
+    def spans(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
+        """Token ids with the characters of `text`, from and to, that each stands for."""
+        # In a batch of one, because that lets other threads run meanwhile.
+        [encoding] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return [(token_id, *offsets) for token_id, offsets in zip(encoding.ids, encoding.offsets, strict=True)]
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -64,6 +80,11 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The token's own spelling, special tokens included: for display."""
         return self.decode([token_id], skip_special_tokens=False) or self._backend.id_to_token(token_id) or ""
+
+    def piece(self, token_id: int) -> str:
+        """The text that a token adds in the middle of a text, its leading space included."""
+        before = self.decode(self._anchor)
+        return self.decode([*self._anchor, token_id], skip_special_tokens=False)[len(before) :]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The text that each token adds, in order; joined they are the decoded text."""
@@ -89,25 +110,30 @@ class Tokenizer:
         Without a template: `role: content` lines. Raises InvalidRequest when the template refuses the messages.
         """
         try:
-            text = "".join(self._template.generate(
+            pieces = self._template.generate(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=tools,
                 **self._special_tokens,
-            ))  # fmt: skip
-        except TemplateError as error:
-            raise InvalidRequest(f"The chat template refuses these messages: {error}", param="messages") from error
-        if len(text) > _MAX_TEMPLATE_OUTPUT:
-            raise InvalidRequest(f"The chat prompt is longer than {_MAX_TEMPLATE_OUTPUT} characters.", param="messages")
-        return text
+            )
+            return _joined(pieces)
+        except _TEMPLATE_TROUBLE as error:
+            raise InvalidRequest(
+                f"The chat template refuses these messages: {str(error)[:_LONGEST_REASON]}", param="messages"
+            ) from error
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """A token of plain text, behind which others keep their spaces."""
+        return self.encode("a", add_special_tokens=False)[-1:]
 
     @cached_property
     def _template(self) -> Any:
         """Compiled with the names that Hugging Face templates expect."""
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
         )
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_template_error
         environment.globals["strftime_now"] = lambda pattern: datetime.now().astimezone().strftime(pattern)
         return environment.from_string(self.chat_template or _PLAIN_TEMPLATE)
@@ -148,8 +174,11 @@ class TextStream:
         return piece
 
 
-def load_tokenizer(base_model: str) -> Tokenizer:
-    """The tokenizer of a local folder or hub id. Raises InvalidRequest when there is no `tokenizer.json`."""
+def load_tokenizer(base_model: str, *, chat_template: Path | None = None) -> Tokenizer:
+    """The tokenizer of a local folder or hub id, with the template of a file instead of its own if one is given.
+
+    Raises InvalidRequest when there is no `tokenizer.json`, or a template that cannot be used.
+    """
     config = _json(base_model, "config.json")
     tokenizer_config = _json(base_model, "tokenizer_config.json", required=False)
     generation_config = _json(base_model, "generation_config.json", required=False)
@@ -168,7 +197,7 @@ def load_tokenizer(base_model: str) -> Tokenizer:
         eos_ids=_eos_ids(generation_config, config, special, backend),
         max_context=max_context_of(config),
         vocab_size=_text_config(config).get("vocab_size"),
-        chat_template=_chat_template(base_model, tokenizer_config),
+        chat_template=_read_template(chat_template) if chat_template else _chat_template(base_model, tokenizer_config),
         special_tokens=special,
     )
 
@@ -197,9 +226,18 @@ def model_file(base_model: str, name: str) -> Path:
 
 
 def max_context_of(config: Mapping[str, Any]) -> int | None:
-    """The longest sequence that the model's configuration allows; None when it names no limit."""
+    """The longest sequence that the model's configuration allows; None when it names no limit.
+
+    LongRoPE ends where its second set of frequencies begins: which set is used depends on the longest sequence of a
+    batch, so that one request would change another's answer.
+    """
     text_config = _text_config(config)
-    return next((int(text_config[key]) for key in _CONTEXT_KEYS if text_config.get(key)), None)
+    limits = [int(text_config[key]) for key in _CONTEXT_KEYS if text_config.get(key)][:1]
+    rope = text_config.get("rope_parameters") or text_config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) in _ROPES_BY_LENGTH:
+        original = "original_max_position_embeddings"
+        limits += [int(place[original]) for place in (rope, text_config) if place.get(original)]
+    return min(limits, default=None)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -240,6 +278,15 @@ def _eos_ids(
     return frozenset(token_id for token_id in ids if isinstance(token_id, int))
 
 
+def _read_template(path: Path) -> str:
+    if not path.is_file() or path.stat().st_size > _MAX_TEMPLATE_BYTES:
+        raise InvalidRequest(
+            f"chat_template {str(path)!r} is no file of at most {_MAX_TEMPLATE_BYTES:,} bytes: correct the setting.",
+            param="chat_template",
+        )
+    return path.read_text(encoding="utf-8")
+
+
 def _chat_template(base_model: str, tokenizer_config: Mapping[str, Any]) -> str | None:
     """`chat_template.jinja`, or the tokenizer config's; of several the one named default."""
     try:
@@ -250,6 +297,33 @@ def _chat_template(base_model: str, tokenizer_config: Mapping[str, Any]) -> str 
     if isinstance(template, list):
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None
+
+
+class GenerationTag(Extension):
+    """`{% generation %}` marks an assistant's words in templates for training; for us it is what it encloses."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The nodes up to `{% endgeneration %}`."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    """The whole text; a template that goes on and on is stopped on the way."""
+    text, num_characters = [], 0
+    for piece in pieces:
+        text.append(piece)
+        num_characters += len(piece)
+        if num_characters > _MAX_TEMPLATE_OUTPUT:
+            raise InvalidRequest(f"The chat prompt is longer than {_MAX_TEMPLATE_OUTPUT} characters.", param="messages")
+    return "".join(text)
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """transformers' filter: unlike jinja2's it escapes nothing for HTML."""
+    return json.dumps(value, **{"ensure_ascii": False, **options})
 
 
 def _raise_template_error(message: str) -> None:

@@ -13,6 +13,13 @@ NAME_PATTERN: Final = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
 DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
 """SHA-256 in hexadecimal: the name of an artifact in content-addressed storage."""
 
+MAX_STOP_SEQUENCES: Final = 64
+MAX_STOP_CHARACTERS: Final = 1024
+MAX_LOGIT_BIASES: Final = 65_536
+MAX_TOP_LOGPROBS: Final = 20
+MAX_MESSAGES: Final = 4096
+"""What one request may hold at all; the router service's settings allow less."""
+
 
 class PlanMode(StrEnum):
     """Who decides which experts speak."""
@@ -61,6 +68,14 @@ class VersionStatus(StrEnum):
     RETIRED = "retired"
 
 
+class ReplicaState(StrEnum):
+    """Whether a replica is given sequences."""
+
+    UP = "up"
+    DRAINING = "draining"  # ends those that it has, takes no others
+    DOWN = "down"  # did not answer when last asked
+
+
 class JobKind(StrEnum):
     """What a job makes."""
 
@@ -84,3 +99,10 @@ class JobStatus(StrEnum):
 
 
 FINAL_JOB_STATUSES: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+def model_name(base_model: str) -> str:
+    """A folder's name or a hub id: enough to tell models apart; where a folder lies is nobody's business."""
+    parts = base_model.replace("\\", "/").rstrip("/").split("/")
+    is_hub_id = len(parts) == 2 and all(parts) and not parts[0].startswith(".")
+    return base_model if is_hub_id else parts[-1]

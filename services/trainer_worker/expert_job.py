@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 from services.shared.errors import JobFailed
 from services.shared.modeling.router_artifact import read_router_file
 from services.shared.registry import register_expert
-from services.shared.schemas.jobs import ExpertJobSpec
+from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
 from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import Example
 from services.shared.vocabulary import EvidenceKind, RouterKind
+from services.trainer_worker.base_identity import configured_base
 from services.trainer_worker.datasets import split_examples
 from services.trainer_worker.evidence import EvidenceMaker
 from services.trainer_worker.job_context import JobContext
@@ -35,16 +36,16 @@ def run_expert_job(context: JobContext) -> Publish:
     context.enter("loading")  # from here on torch is needed, which takes seconds to import
     from services.shared.modeling.adapter_files import check_adapter_folder
     from services.shared.modeling.base_model import empty_model
-    from services.trainer_worker.base_identity import configured_base
     from services.trainer_worker.training.expert import train_expert
 
     base = configured_base(settings)
     _refuse_what_cannot_join(context, spec, base)
+    tap_layer = _tap_layer(context, base)
     training = train_expert(
         base_model=settings.base_model,
         train=train,
         validation=validation,
-        hyperparameters=spec.hyperparameters,
+        hyperparameters=_above_tap(spec.hyperparameters, tap_layer, settings.base_model),
         output_dir=context.folder.work,
         on_progress=context.report,
         should_stop=context.should_stop,
@@ -58,7 +59,13 @@ def run_expert_job(context: JobContext) -> Publish:
         max_rank=settings.expert_service.max_rank,
         base_fingerprint=base.fingerprint,
     )
-    evidence = _evidence_maker(context, base)
+    evidence = EvidenceMaker(
+        settings=settings,
+        storage=context.storage,
+        tokenizer=load_tokenizer(settings.base_model, chat_template=settings.chat_template),
+        fingerprint=base.fingerprint,
+        tap_layer=tap_layer,
+    )
     digest = publish_expert(context.storage, training.adapter_dir, examples=train, evidence=evidence)
     default_router = _default_router(context, spec, base, evidence)
     metrics = _metrics(training)
@@ -98,7 +105,7 @@ def wants_release(spec: ExpertJobSpec) -> bool:
 
 
 def _examples(context: JobContext, spec: ExpertJobSpec) -> tuple[list[Example], list[Example]]:
-    tokenizer = load_tokenizer(context.settings.base_model)
+    tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     examples = examples_of(context, spec.training_file, tokenizer)
     if spec.validation_file is not None:
         return examples, examples_of(context, spec.validation_file, tokenizer)
@@ -121,21 +128,24 @@ def _refuse_what_cannot_join(context: JobContext, spec: ExpertJobSpec, base: Bas
         )
 
 
-def _evidence_maker(context: JobContext, base: BaseIdentity) -> EvidenceMaker:
-    """For the evidence that the active release's router reads, or that the configured one would."""
+def _tap_layer(context: JobContext, base: BaseIdentity) -> int | None:
+    """Where the active release's router reads hidden states, or the configured one would; None when it reads none."""
     with context.sessions() as session:
         current = current_release(session, base)
-    tap_layer = context.settings.router.tap_layer or None
-    if current is not None and current.router_kind == RouterKind.BAYES:
-        router = read_router_file(context.storage.artifact(current.router_digest))
-        tap_layer = router.tap_layer if EvidenceKind.TRUNK in router.evidence_weights else None
-    return EvidenceMaker(
-        settings=context.settings,
-        storage=context.storage,
-        tokenizer=load_tokenizer(context.settings.base_model),
-        fingerprint=base.fingerprint,
-        tap_layer=tap_layer,
-    )
+    if current is None or current.router_kind != RouterKind.BAYES:
+        return context.settings.router.tap_layer or None
+    router = read_router_file(context.storage.artifact(current.router_digest))
+    return router.tap_layer if EvidenceKind.TRUNK in router.evidence_weights else None
+
+
+def _above_tap(hyperparameters: ExpertHyperparameters, tap_layer: int | None, base_model: str) -> ExpertHyperparameters:
+    """LoRA only above the tap unless the job says otherwise, so that the router hears the bare trunk (DESIGN D1)."""
+    if tap_layer is None or hyperparameters.layers_to_transform is not None:
+        return hyperparameters
+    from transformers import AutoConfig
+
+    num_layers = AutoConfig.from_pretrained(base_model).get_text_config().num_hidden_layers
+    return hyperparameters.model_copy(update={"layers_to_transform": tuple(range(tap_layer, num_layers))})
 
 
 def _default_router(

@@ -134,7 +134,7 @@ def _make_bayes(
     versions: list[ExpertVersionRow],
     base: BaseIdentity,
 ) -> tuple[Router, list[Column]]:
-    tokenizer = load_tokenizer(context.settings.base_model)
+    tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     evidence = EvidenceMaker(
         settings=context.settings,
         storage=context.storage,
@@ -161,7 +161,7 @@ def _with_evidence(
     name = version.expert_name
     exemplars = folder / EXEMPLARS_FILE
     if name in spec.training_files:
-        tokenizer = load_tokenizer(context.settings.base_model)
+        tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
         examples = examples_of(context, spec.training_files[name], tokenizer)
     elif exemplars.exists():
         examples = read_examples(exemplars, filename=EXEMPLARS_FILE)
@@ -187,7 +187,7 @@ def _make_learned(
             f"A learned router needs text of every expert: name files for {', '.join(missing)} under training_files.",
             code="training_file_missing",
         )
-    tokenizer = load_tokenizer(context.settings.base_model)
+    tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     texts: dict[str, list[Example]] = {
         version.expert_name: examples_of(context, spec.training_files[version.expert_name], tokenizer)
         for version in versions

@@ -10,19 +10,56 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 40.0
+_UP = (sys.executable, "-m", "services.local_stack", "up")
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """A stack, how to speak to it, and what a fault needs to know: its processes and where its replicas listen."""
+
+    client: httpx.Client
+    process: psutil.Process
+    state: Path
+
+    @property
+    def experts(self) -> list[str]:
+        """The replicas' addresses."""
+        endpoints: dict[str, list[str]] = json.loads((self.state / "endpoints.json").read_text())
+        return endpoints["experts"]
+
+    def replica_process(self, url: str) -> psutil.Process:
+        """The process of the replica at this address."""
+        port = url.rpartition(":")[2]
+        return next(
+            child
+            for child in self.process.children()
+            if "services.expert_service.main" in child.cmdline()
+            and child.environ()["AMOE_EXPERT_SERVICE__PORT"] == port
+        )
 
 
 @contextmanager
 def running_stack(base_model: str, settings: dict[str, str] | None = None) -> Iterator[httpx.Client]:
     """Start `up` on free ports, yield a client of its router service, stop it as Ctrl-C does."""
+    with running_replicas(base_model, settings) as stack:
+        yield stack.client
+
+
+@contextmanager
+def running_replicas(
+    base_model: str, settings: dict[str, str] | None = None, *, num_replicas: int = 1
+) -> Iterator[RunningStack]:
+    """The same with several expert services, and a hold on its processes."""
     state = Path(tempfile.mkdtemp(prefix="amoe-e2e-", dir="/var/tmp"))
     state.chmod(0o755)
     environment = {**os.environ, "AMOE_BASE_MODEL": base_model, **(settings or {})}
@@ -30,7 +67,7 @@ def running_stack(base_model: str, settings: dict[str, str] | None = None) -> It
     # A test run in the background ignores Ctrl-C, and what it starts would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.local_stack", "up", "--state", str(state), "--port", "0"],
+        [*_UP, "--state", str(state), "--port", "0", "--replicas", str(num_replicas)],
         cwd=PROJECT,
         env=environment,
         stdout=log,
@@ -39,7 +76,7 @@ def running_stack(base_model: str, settings: dict[str, str] | None = None) -> It
     try:
         address = _wait_until_ready(process, state)
         with httpx.Client(base_url=address, timeout=120.0) as client:
-            yield client
+            yield RunningStack(client, psutil.Process(process.pid), state)
     finally:
         _stop(process)
         log.close()

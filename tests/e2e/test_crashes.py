@@ -93,7 +93,7 @@ def test_a_killed_part_comes_back_and_the_others_stay(stack: RunningStack, words
     victim.send_signal(signal.SIGKILL)
 
     checks = {
-        "expert_service": answers_http(f"{stack.endpoints.expert}/ready"),
+        "expert_service": answers_http(f"{stack.endpoints.experts[0]}/ready"),
         "trainer_worker": worker_listens(stack.endpoints.redis_url),
         "valkey-server": pings(stack.endpoints.redis_url),
         "postgres": answers(stack.endpoints.database_url),

@@ -1,17 +1,34 @@
 """A newcomer's first hour: upload text, train an expert over HTTP, watch it join, and see who wrote what."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 
 from services.trainer_worker.demo.domains import DOMAINS
+from tests.e2e.conftest import PROJECT
 from tests.e2e.journey import events, generate, shares, submit, upload, wait_for, wait_until_served
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 NEWCOMER = next(name for name, domain in DOMAINS.items() if not domain.in_demo)
 """A domain that neither the base model nor any expert of the demo has seen."""
+
+
+def test_the_readmes_code_for_openais_client_runs(demo_stack: httpx.Client, capsys: pytest.CaptureFixture[str]) -> None:
+    section = (PROJECT / "README.md").read_text(encoding="utf-8").partition("## With the OpenAI client")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+
+    exec(code.replace("http://127.0.0.1:8000", str(demo_stack.base_url).rstrip("/")), names)
+    names["client"].close()
+
+    models, _, answers = capsys.readouterr().out.partition("\n")
+    assert {"adaptive-moe", "base", "base:creative"} <= set(json.loads(models.replace("'", '"')))
+    assert "'expert': 'math'" in answers
+    assert names["chunk"].choices[0].finish_reason in {"stop", "length"}
+    assert names["chunk"].choices[0].routing["attribution"][0]["expert"] == "creative"
 
 
 def test_upload_train_release_generate_and_read_the_log(demo_stack: httpx.Client) -> None:

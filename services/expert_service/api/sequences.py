@@ -5,6 +5,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.expert_service.dependencies import Replica, ReplicaDep
 from services.expert_service.streaming import SequenceResponse
+from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import ScoresRequest, ScoresResponse, SequenceRequest
 
 router = APIRouter()
@@ -13,7 +14,17 @@ router = APIRouter()
 @router.post("/sequences", response_class=SequenceResponse)
 async def generate(request: SequenceRequest, replica: ReplicaDep) -> SequenceResponse:
     """Stream a sequence's events as JSON lines. All that can be refused is refused before the first byte."""
-    sequence = await run_in_threadpool(replica.admission.prepare, request)
+    try:
+        return await _begin(request, replica)
+    except AmoeError as error:
+        replica.metrics.rejected(error.error_code)
+        raise
+
+
+async def _begin(request: SequenceRequest, replica: Replica) -> SequenceResponse:
+    replica.intake.check()
+    sequence = await replica.admission.prepare(request)
+    replica.gauges.note_names(sequence.adapters)
     replica.streams.open(sequence)
     try:
         replica.engine.submit(sequence)

@@ -20,6 +20,7 @@ async def base(replica: ReplicaDep) -> BaseModelInfo:
         max_context=replica.base.max_context,
         vocab_size=replica.admission.vocab_size,
         dtype=str(replica.base.dtype).removeprefix("torch."),
+        device=replica.base.device.type,
         num_parameters=replica.base.num_parameters,
     )
 
@@ -27,7 +28,21 @@ async def base(replica: ReplicaDep) -> BaseModelInfo:
 @router.get("/status")
 async def status(replica: ReplicaDep) -> ReplicaStatus:
     """Load and residency as of the last step; adapters by digest."""
-    return replica.engine.status
+    return replica.status
+
+
+@router.post("/drain")
+async def drain(replica: ReplicaDep) -> ReplicaStatus:
+    """Refuse new sequences with 503 from now on; those that are here go on to their end."""
+    replica.intake.is_open = False
+    return replica.status
+
+
+@router.post("/undrain")
+async def undrain(replica: ReplicaDep) -> ReplicaStatus:
+    """Take new sequences again."""
+    replica.intake.is_open = True
+    return replica.status
 
 
 @router.get("/live")

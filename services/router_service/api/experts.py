@@ -66,7 +66,7 @@ async def import_expert(  # noqa: PLR0913, PLR0917 - the fields of the form
         activate=activate,
     )
     _check(upload)
-    result = await _import(resources).run(upload)
+    result = await importer(resources).run(upload)
     await resources.catalog.try_refresh()
     expert = shown(await resources.transactions.run(find_expert, name), resources)
     return ImportedExpert(**expert.model_dump(), release=result.release)
@@ -77,21 +77,42 @@ async def delete_expert(name: str, resources: ResourcesDep) -> Deleted:
     """Retire an expert: it is no longer offered. Refused while the active release needs it; its versions are kept."""
     await resources.transactions.run(retire_expert, name)
     await resources.catalog.try_refresh()
+    await resources.pins.apply()
     return Deleted(id=name, object="expert")
 
 
+@router.post("/{name}/pin")
+async def pin_expert(name: str, resources: ResourcesDep) -> Expert:
+    """Keep an expert in a slot on every replica; 409 where there is no room, as one slot stays free for others."""
+    await resources.pins.pin(name)
+    return shown(await resources.transactions.run(find_expert, name), resources)
+
+
+@router.delete("/{name}/pin")
+async def unpin_expert(name: str, resources: ResourcesDep) -> Expert:
+    """Let an expert be evicted again when others need its slot."""
+    await resources.pins.unpin(name)
+    return shown(await resources.transactions.run(find_expert, name), resources)
+
+
 def _check(upload: ExpertUpload) -> None:
-    if upload.name == BASE:
-        raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+    refuse_base_name(upload.name, param="name")
     if upload.activate and not upload.add_to_release:
         raise InvalidRequest("activate needs add_to_release: a release is what is activated.", param="activate")
+
+
+def refuse_base_name(name: str, *, param: str) -> None:
+    """No expert can be called what the base model is called."""
+    if name == BASE:
+        raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param=param)
 
 
 def _part(file: UploadFile) -> UploadedFile:
     return UploadedFile(filename=safe_filename(file.filename), content=file.file)
 
 
-def _import(resources: Resources) -> ExpertImport:
+def importer(resources: Resources) -> ExpertImport:
+    """What takes adapters into the registry."""
     return ExpertImport(
         transactions=resources.transactions,
         storage=resources.storage,
@@ -121,6 +142,7 @@ def shown(row: ExpertRow, resources: Resources) -> Expert:
         domain=row.domain,
         description=row.description,
         retired=row.retired_at is not None,
+        pinned=row.pinned_at is not None,
         active_version=next((expert.version for expert in speaking if expert.name == row.name), None),
         latest_version=max((version.version for version in row.versions), default=0),
         created_at=row.created_at,

@@ -1,22 +1,25 @@
 """`/generate`, `/generate_stream` and `/`: text generation as TGI's and LoRAX's clients know it."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Final
 
-import anyio
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
 
+from services.router_service.answer import Answer
 from services.router_service.api.disconnect import while_connected
 from services.router_service.api.event_stream import EventStreamResponse, sse_event
 from services.router_service.api.examples import ERRORS, GENERATE_EXAMPLES
 from services.router_service.api.response_headers import headers_at_end, headers_at_start
+from services.router_service.api.tgi_request import read_tgi
 from services.router_service.dependencies import LogIdDep, Resources, ResourcesDep
 from services.router_service.generation import Generation
 from services.router_service.schemas.generation import (
+    BestOfSequence,
     CompatibleRequest,
     Details,
+    GenerateParameters,
     GenerateRequest,
     GenerateResponse,
     PromptToken,
@@ -27,10 +30,10 @@ from services.router_service.schemas.generation import (
 from services.router_service.stream_end import StreamEnd
 from services.shared.errors import AmoeError, InvalidRequest
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
+from services.shared.tokenizer import Tokenizer
 
 router = APIRouter(tags=["generation"], responses=ERRORS)
 
-_CLOSE_S: Final = 5.0
 _EVENT_STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "One event per token."}
 }
@@ -77,15 +80,16 @@ async def generate_compatible(
 async def _answer(
     request: Request, body: GenerateRequest, resources: Resources, request_id: str, *, endpoint: str
 ) -> tuple[GenerateResponse, dict[str, str]]:
+    wanted = read_tgi(body.inputs, body.parameters)
+
     async def whole() -> tuple[GenerateResponse, dict[str, str]]:
-        generation = await resources.pipeline.begin(body, request_id=request_id, endpoint=endpoint)
-        try:
-            tokens = [event async for event in generation.tokens()]
-        finally:
-            with anyio.move_on_after(_CLOSE_S, shield=True):
-                await generation.close()
-        answer = _response(body, generation, tokens, resources)
-        return answer, {**_headers(generation, resources), **headers_at_end(generation, _finished(generation))}
+        async with await resources.pipeline.begin([wanted], request_id=request_id, endpoint=endpoint) as answer:
+            tokens = await answer.whole()
+        # The timings in the headers are complete once the answer is closed.
+        best = max(range(len(tokens)), key=lambda index: _mean_logprob(tokens[index]))
+        generation = answer.generations[best]
+        headers = {**headers_at_start(generation, resources), **headers_at_end(generation, _finished(generation))}
+        return _response(body, answer.generations, tokens, best, resources), headers
 
     return await while_connected(request, whole())
 
@@ -93,81 +97,132 @@ async def _answer(
 async def _stream(
     body: GenerateRequest, resources: Resources, request_id: str, *, endpoint: str
 ) -> EventStreamResponse:
-    if body.parameters.decoder_input_details:
-        raise InvalidRequest(
-            "decoder_input_details is not possible while streaming: use /generate.",
-            param="parameters.decoder_input_details",
-            code="unsupported_parameter",
-        )
-    generation = await resources.pipeline.begin(body, request_id=request_id, endpoint=endpoint)
+    for name in ("decoder_input_details", "best_of"):
+        if getattr(body.parameters, name) > GenerateParameters.model_fields[name].default:
+            raise InvalidRequest(
+                f"{name} is not possible while streaming: use /generate.",
+                param=f"parameters.{name}",
+                code="unsupported_parameter",
+            )
+    answer = await resources.pipeline.begin(
+        [read_tgi(body.inputs, body.parameters)], request_id=request_id, endpoint=endpoint
+    )
+    [generation] = answer.generations
     end = StreamEnd(generation.record.max_new_tokens, resources.tokenizer.eos_ids, stop=body.parameters.stop)
-    events = _events(generation, end, body)
-    return EventStreamResponse(events, close=generation.close, headers=_headers(generation, resources))
+    events = _Events(answer, end, body, resources.tokenizer).lines()
+    return EventStreamResponse(events, close=answer.close, headers=headers_at_start(generation, resources))
 
 
-async def _events(generation: Generation, end: StreamEnd, body: GenerateRequest) -> AsyncIterator[bytes]:
-    """One event per token, at once unless it could be the last: the last one also tells how it ended."""
-    with_routing = body.parameters.details
-    held: TokenEvent | None = None
-    last: TokenEvent | None = None
-    try:
-        async for event in generation.tokens():
+class _Events:
+    """A stream's events: one per token, at once unless it could be the last; the last one also tells how it ended."""
+
+    def __init__(self, answer: Answer, end: StreamEnd, body: GenerateRequest, tokenizer: Tokenizer) -> None:
+        self._answer = answer
+        self._generation = answer.generations[0]
+        self._end = end
+        self._body = body
+        self._tokenizer = tokenizer
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """As bytes on the wire."""
+        held: TokenEvent | None = None
+        last: TokenEvent | None = None
+        try:
+            async for _, event in self._answer.tokens:
+                if event is None:
+                    continue
+                if held is not None:
+                    yield self._line(held)
+                last, held = event, event if self._end.may_be(event) else None
+                if held is None:
+                    yield self._line(event)
+        except AmoeError as error:
             if held is not None:
-                yield _token_event(held, with_routing=with_routing)
-            last, held = event, event if end.may_be(event) else None
-            if held is None:
-                yield _token_event(event, with_routing=with_routing)
-    except AmoeError as error:
-        if held is not None:
-            yield _token_event(held, with_routing=with_routing)
-        yield sse_event(json.dumps({**error.body(), "error_type": "incomplete_generation"}))
-        return
-    if last is not None:
-        # Only a replica that ends for a reason unknown here gets to repeat itself, with an empty token.
-        final = held or last.model_copy(update={"index": last.index + 1, "text": "", "special": True})
-        yield _last_event(final, generation, body)
+                yield self._line(held)
+            yield sse_event(json.dumps({**error.body(), "error_type": "incomplete_generation"}))
+            return
+        if last is not None:
+            # Only a replica that ends for a reason unknown here gets to repeat itself, with an empty token.
+            final = held or last.model_copy(update={"index": last.index + 1, "text": "", "special": True})
+            yield self._last_line(final)
 
+    def _line(self, event: TokenEvent) -> bytes:
+        shown = self._shown(event)
+        return sse_event(shown.model_dump_json(exclude={"routing": True, **self._left_out()}))
 
-def _token_event(event: TokenEvent, *, with_routing: bool) -> bytes:
-    token = _token(event, with_routing=with_routing)
-    left_out: dict[str, Any] = {"routing": True} if with_routing else {"routing": True, "token": {"routing"}}
-    return sse_event(StreamEvent(index=event.index + 1, token=token).model_dump_json(exclude=left_out))
+    def _last_line(self, event: TokenEvent) -> bytes:
+        finished = _finished(self._generation)
+        details = StreamDetails(
+            finish_reason=finished.finish_reason,
+            prompt_tokens=finished.num_prompt_tokens,
+            input_length=finished.num_prompt_tokens,
+            generated_tokens=finished.num_generated_tokens,
+            seed=finished.seed,
+        )
+        ended = {
+            "generated_text": _text(self._body, finished),
+            "details": details,
+            "routing": self._generation.routing(),
+        }
+        return sse_event(self._shown(event).model_copy(update=ended).model_dump_json(exclude=self._left_out()))
 
+    def _shown(self, event: TokenEvent) -> StreamEvent:
+        parameters = self._body.parameters
+        top = _top_tokens(event, self._tokenizer) if parameters.top_n_tokens else None
+        token = _token(event, with_routing=parameters.details)
+        return StreamEvent(index=event.index + 1, token=token, top_tokens=top)
 
-def _last_event(event: TokenEvent, generation: Generation, body: GenerateRequest) -> bytes:
-    finished = _finished(generation)
-    details = StreamDetails(
-        finish_reason=finished.finish_reason,
-        prompt_tokens=finished.num_prompt_tokens,
-        input_length=finished.num_prompt_tokens,
-        generated_tokens=finished.num_generated_tokens,
-        seed=finished.seed,
-    )
-    last = StreamEvent(
-        index=event.index + 1,
-        token=_token(event, with_routing=body.parameters.details),
-        generated_text=_text(body, finished),
-        details=details,
-        routing=generation.routing(),
-    )
-    return sse_event(last.model_dump_json(exclude=None if body.parameters.details else {"token": {"routing"}}))
+    def _left_out(self) -> dict[str, Any]:
+        return {} if self._body.parameters.details else {"token": {"routing"}}
 
 
 def _response(
-    body: GenerateRequest, generation: Generation, tokens: list[TokenEvent], resources: Resources
+    body: GenerateRequest,
+    generations: Sequence[Generation],
+    tokens: Sequence[list[TokenEvent]],
+    best: int,
+    resources: Resources,
 ) -> GenerateResponse:
+    generation = generations[best]
     finished = _finished(generation)
     details = None
     if body.parameters.details:
+        others = [index for index in range(len(generations)) if index != best]
+        sequences = [_sequence(body, generations[index], tokens[index], resources) for index in (best, *others)]
         details = Details(
-            finish_reason=finished.finish_reason,
+            **sequences[0].model_dump(exclude={"generated_text"}),
             prompt_tokens=finished.num_prompt_tokens,
-            generated_tokens=finished.num_generated_tokens,
-            seed=finished.seed,
-            prefill=_prefill(generation, finished, resources) if body.parameters.decoder_input_details else [],
-            tokens=[_token(event, with_routing=True) for event in tokens],
+            best_of_sequences=sequences[1:] or None,
         )
     return GenerateResponse(generated_text=_text(body, finished), details=details, routing=generation.routing())
+
+
+def _sequence(
+    body: GenerateRequest, generation: Generation, tokens: Sequence[TokenEvent], resources: Resources
+) -> BestOfSequence:
+    finished = _finished(generation)
+    top = [_top_tokens(event, resources.tokenizer) for event in tokens] if body.parameters.top_n_tokens else None
+    return BestOfSequence(
+        generated_text=_text(body, finished),
+        finish_reason=finished.finish_reason,
+        generated_tokens=finished.num_generated_tokens,
+        seed=finished.seed,
+        prefill=_prefill(generation, finished, resources) if body.parameters.decoder_input_details else [],
+        tokens=[_token(event, with_routing=True) for event in tokens],
+        top_tokens=top,
+    )
+
+
+def _mean_logprob(tokens: Sequence[TokenEvent]) -> float:
+    """How likely an answer is, by TGI's measure for best_of."""
+    return sum(event.logprob for event in tokens) / max(1, len(tokens))
+
+
+def _top_tokens(event: TokenEvent, tokenizer: Tokenizer) -> list[Token]:
+    return [
+        Token(id=token_id, text=tokenizer.token_text(token_id), logprob=logprob, special=tokenizer.is_special(token_id))
+        for token_id, logprob in event.top_logprobs
+    ]
 
 
 def _token(event: TokenEvent, *, with_routing: bool) -> Token:
@@ -197,8 +252,3 @@ def _text(body: GenerateRequest, finished: FinishedEvent) -> str:
 def _finished(generation: Generation) -> FinishedEvent:
     assert generation.finished is not None
     return generation.finished
-
-
-def _headers(generation: Generation, resources: Resources) -> dict[str, str]:
-    base = resources.replicas.base
-    return headers_at_start(generation, base.name if base else resources.settings.base_model)

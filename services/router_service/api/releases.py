@@ -14,13 +14,12 @@ from services.router_service.schemas.registry import (
     Release,
     ReleaseExpert,
     ReleaseRequest,
-    model_name,
     release_number,
 )
 from services.shared.database.rows import ReleaseRow
 from services.shared.errors import NotFound
 from services.shared.registry import UNSET, Unset, activate_release, find_release, list_releases
-from services.shared.vocabulary import VersionStatus
+from services.shared.vocabulary import VersionStatus, model_name
 
 router = APIRouter(prefix="/releases", tags=["releases"], responses=ERRORS)
 

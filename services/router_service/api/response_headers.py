@@ -1,19 +1,23 @@
-"""Response headers of `/generate`, by LoRAX's and TGI's names."""
+"""Response headers of generation, by LoRAX's and TGI's names."""
 
+from services.router_service.dependencies import Resources
 from services.router_service.generation import Generation
-from services.router_service.schemas.registry import model_name
 from services.shared.schemas.sequences import FinishedEvent
+from services.shared.vocabulary import model_name
 
 
-def headers_at_start(generation: Generation, base_model: str) -> dict[str, str]:
+def headers_at_start(generation: Generation, resources: Resources) -> dict[str, str]:
     """What is known when the first token is."""
-    record = generation.record
+    record, hosted = generation.record, resources.replicas.base
+    base_model = hosted.name if hosted is not None else resources.settings.base_model
     headers = {
         "x-routing-request-id": record.id,
         "x-compute-characters": str(len(record.prompt)),
         "x-prompt-tokens": str(len(record.prompt_ids)),
         "x-model-id": model_name(base_model).encode("ascii", "replace").decode(),
     }
+    if hosted is not None:
+        headers["x-compute-type"] = "cpu" if hosted.device == "cpu" else "gpu"
     if record.plan.weights:
         headers["x-adapter-id"] = ",".join(record.plan.weights)
     if record.plan.release is not None:

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from services.router_service.api.examples import ERRORS
+from services.router_service.api.tgi_request import read_tgi
 from services.router_service.dependencies import ResourcesDep
 from services.router_service.pipeline import RoutedPrompt
 from services.router_service.schemas.routing_log import Plan, PlannedExpert, RouteRequest, RouteResponse, ScoredToken
@@ -14,7 +15,7 @@ router = APIRouter(tags=["generation"], responses=ERRORS)
 @router.post("/route")
 async def route(body: RouteRequest, resources: ResourcesDep) -> RouteResponse:
     """Score a prompt: its tokens, the gate's scores and weights after each, and the plan of a request with it."""
-    prompt = await resources.pipeline.route(body.inputs, body.parameters)
+    prompt = await resources.pipeline.route(read_tgi(body.inputs, body.parameters))
     texts = resources.tokenizer.tokens(prompt.token_ids)
     return RouteResponse(
         release=prompt.plan.release,

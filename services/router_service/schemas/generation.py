@@ -4,33 +4,24 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from services.shared.vocabulary import FinishReason
+from services.shared.schemas.sampling import Bias, Penalty, Stop, TokenId
+from services.shared.vocabulary import MAX_LOGIT_BIASES, MAX_STOP_SEQUENCES, MAX_TOP_LOGPROBS, FinishReason
 
-MAX_STOP_SEQUENCES: Final = 16
-MAX_STOP_CHARACTERS: Final = 1024
 MAX_FIXED_EXPERTS: Final = 64
 
 FixedWeight = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
-Finite = Field(allow_inf_nan=False)
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 NewTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 _DEFAULTS_OF_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "typical_p": (1,),
     "watermark": (False,),
     "grammar": (),
     "response_format": (),
-    "top_n_tokens": (0,),
     "return_k_alternatives": (0,),
     "apply_chat_template": (False,),
     "adapter_source": (),
     "api_token": (),
     "tools": (),
     "tool_choice": (),
-    "logit_bias": ({},),
 }
 """Fields of TGI and LoRAX that would change the answer and are not offered: null and these values ask for nothing."""
 
@@ -80,7 +71,16 @@ class GenerateParameters(BaseModel):
     temperature: float | None = Field(default=None, ge=0.0, le=100.0, description="0 is greedy.")
     top_k: int | None = Field(default=None, ge=1, le=2**31 - 1)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    typical_p: float | None = Field(default=None, gt=0.0, le=1.0)
     repetition_penalty: float | None = Field(default=None, gt=0.0, le=10.0)
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: dict[TokenId, Bias] = Field(default={}, max_length=MAX_LOGIT_BIASES, description="By token id.")
+    best_of: int = Field(default=1, ge=1, description="Draw so many answers and give the likeliest (not streamed).")
+    top_n_tokens: int = Field(
+        default=0, ge=0, le=MAX_TOP_LOGPROBS, description="Also the likeliest tokens at every place (with `details`)."
+    )
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: tuple[Stop, ...] = Field(default=(), max_length=MAX_STOP_SEQUENCES)
     ignore_eos_token: bool = False
@@ -125,8 +125,8 @@ class GenerateParameters(BaseModel):
         """TGI's rule: any setting that shapes the distribution asks for sampling; temperature 0 asks for none."""
         if self.temperature == 0.0:
             return False
-        shaped = self.temperature not in (None, 1.0) or self.top_k is not None or (self.top_p or 1.0) < 1.0
-        return self.do_sample or shaped
+        filtered = self.top_k is not None or (self.top_p or 1.0) < 1.0 or (self.typical_p or 1.0) < 1.0
+        return self.do_sample or filtered or self.temperature not in (None, 1.0)
 
 
 _EXAMPLES: Final[list[JsonValue]] = [
@@ -202,6 +202,18 @@ class Token(BaseModel):
     routing: dict[str, float] | None = None
 
 
+class BestOfSequence(BaseModel):
+    """One of the answers that `best_of` drew and did not give."""
+
+    generated_text: str
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PromptToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | None = None
+
+
 class Details(BaseModel):
     """What happened, as TGI and LoRAX both name it."""
 
@@ -212,6 +224,8 @@ class Details(BaseModel):
     seed: int | None
     prefill: list[PromptToken]
     tokens: list[Token]
+    top_tokens: list[list[Token]] | None = Field(default=None, description="With `top_n_tokens`: best first, by place.")
+    best_of_sequences: list[BestOfSequence] | None = None
 
 
 class GenerateResponse(BaseModel):
@@ -237,6 +251,7 @@ class StreamEvent(BaseModel):
 
     index: int
     token: Token
+    top_tokens: list[Token] | None = None
     generated_text: str | None = None
     details: StreamDetails | None = None
     routing: Routing | None = None

@@ -20,13 +20,6 @@ def release_number(release_id: str) -> int:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 10 else 0
 
 
-def model_name(base_model: str) -> str:
-    """A folder's name or a hub id: enough to tell models apart; where a folder lies is nobody's business."""
-    parts = base_model.replace("\\", "/").rstrip("/").split("/")
-    is_hub_id = len(parts) == 2 and all(parts) and not parts[0].startswith(".")
-    return base_model if is_hub_id else parts[-1]
-
-
 class ExpertVersion(BaseModel):
     """One immutable adapter with its evidence."""
 
@@ -51,6 +44,7 @@ class Expert(BaseModel):
     domain: str | None
     description: str
     retired: bool
+    pinned: bool = Field(description="Whether every replica keeps it in a slot.")
     active_version: int | None = Field(description="The version that speaks in the active release, if one does.")
     latest_version: int
     created_at: datetime

@@ -65,6 +65,7 @@ class ExpertRow(Row):
     description: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     retired_at: Mapped[datetime | None]
+    pinned_at: Mapped[datetime | None]
 
     versions: Mapped[list["ExpertVersionRow"]] = relationship(
         back_populates="expert", order_by="ExpertVersionRow.version", lazy="raise"

@@ -41,6 +41,7 @@ _UNSUPPORTED: Final[Mapping[str, str]] = {
     "arrow_config": "an Arrow router is not an expert. Send the expert adapters themselves",
     "enable_lora": "enable_lora (LoRA on parts of a fused projection) is no longer a PEFT feature. Train it again",
 }
+_HEADS: Final = ("lm_head", "embed_out")
 _PLAIN_INITS: Final = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
@@ -82,7 +83,7 @@ class LoraSettings:
             return False
         if isinstance(self.target_modules, str):
             if self.target_modules.lower() == "all-linear":
-                return not module.endswith("lm_head")
+                return not module.endswith(_HEADS)
             return _fullmatch(self.target_modules, module)
         if module in self.target_modules:
             return True
@@ -127,10 +128,10 @@ def _settings(config: Mapping[str, Any]) -> LoraSettings:
         patterns = config.get("layers_pattern") or ()
         return LoraSettings(
             rank=_positive_int(config.get("r"), "r"),
-            alpha=float(config.get("lora_alpha", 8)),
+            alpha=_finite(config.get("lora_alpha", 8), "lora_alpha"),
             use_rslora=bool(config.get("use_rslora")),
             rank_pattern=_patterns(config, "rank_pattern", lambda rank: _positive_int(rank, "rank_pattern")),
-            alpha_pattern=_patterns(config, "alpha_pattern", float),
+            alpha_pattern=_patterns(config, "alpha_pattern", lambda alpha: _finite(alpha, "alpha_pattern")),
             target_modules=_names(config.get("target_modules")),
             exclude_modules=_names(config.get("exclude_modules")) or frozenset(),
             layer_indexes=frozenset([indexes] if isinstance(indexes, int) else map(int, indexes or ())),
@@ -171,6 +172,13 @@ def _positive_int(value: object, name: str) -> int:
     if value == 0:
         raise ValueError(f"{name} is 0, which would change nothing")
     return value
+
+
+def _finite(value: object, name: str) -> float:
+    """An alpha."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {str(value)[:30]!r}")
+    return float(value)
 
 
 def _patterns(config: Mapping[str, Any], key: str, value_of: Callable[[Any], float]) -> tuple[ModulePattern, ...]:

@@ -3,19 +3,24 @@
 Nothing of a folder is executed. Headers are read bounded and by hand, so that a hostile file is refused before
 its size can hurt; weights are read once, from the handle that was checked. Every refusal is an InvalidAdapter
 that says what is wrong and what would be accepted. Format: PEFT 0.21, `save_pretrained` of a LoraConfig.
+
+Shape letters: I features in, O features out, R rank, P rank padded to its bucket.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from services.shared.errors import InvalidAdapter
 from services.shared.modeling.adapter_config import CONFIG_FILE, LoraSettings, read_lora_settings
+from services.shared.modeling.rank_buckets import bucket_of
+from services.shared.modeling.read_buffer import ReadBuffer
 from services.shared.modeling.safetensors_header import WEIGHTS_FILE, TensorEntry, open_weights, read_header
 from services.shared.modeling.wiring import BaseShapes, LinearShape
 from services.shared.schemas.sequences import AdapterReport
@@ -35,18 +40,22 @@ class LayerWeights:
 
     @property
     def rank(self) -> int:
-        """Width of the narrow space."""
+        """Width of the narrow space, padding included."""
         return self.down_RI.shape[0]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A verified adapter in memory: weights per module name, in the dtype of the base model."""
+    """A verified adapter in memory: weights per module name, in the dtype of the base model.
+
+    One that was read from disk already lies as a slot holds it: ranks padded to their buckets, the transpose of
+    `up_OR` contiguous, all layers in one block of memory.
+    """
 
     layers: Mapping[str, LayerWeights]
     report: AdapterReport
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of its weights in memory."""
         return sum(w.down_RI.nbytes + w.up_OR.nbytes for w in self.layers.values())
@@ -61,6 +70,16 @@ class _Pair:
     rank: int
     scaling: float
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in both, without padding."""
+        return math.prod(self.down.shape) + math.prod(self.up.shape)
+
+    @property
+    def num_padded(self) -> int:
+        """Numbers in both at the rank's bucket."""
+        return bucket_of(self.rank) * (self.down.shape[1] + self.up.shape[0])
+
 
 def read_adapter(
     folder: Path,
@@ -69,22 +88,25 @@ def read_adapter(
     max_rank: int = DEFAULT_MAX_RANK,
     dtype: torch.dtype = torch.float32,
     base_fingerprint: str = "",
+    buffer: ReadBuffer | None = None,
 ) -> Adapter:
     """The adapter of a PEFT folder, verified against the base model and converted to `dtype`.
 
-    Reads the weights file once. Raises InvalidAdapter with the reason when it cannot be served exactly as PEFT would.
+    Reads the weights file once, through `buffer` if there is one. Raises InvalidAdapter with the reason when it cannot
+    be served exactly as PEFT would.
     """
     shapes = base if isinstance(base, BaseShapes) else BaseShapes.of(base)
     settings = read_lora_settings(folder)
     with open_weights(folder) as file:
         header = read_header(file)
         pairs = _pair_up(header, settings, shapes, max_rank=max_rank)
-        layers = _read_weights(file, pairs, dtype)
+        layers = _read_weights(file, pairs, dtype, buffer or ReadBuffer())
     _refuse_no_op(layers)
+    num_parameters = sum(pair.num_parameters for pair in pairs.values())
     report = AdapterReport(
         rank=max(pair.rank for pair in pairs.values()),
-        num_parameters=sum(w.down_RI.numel() + w.up_OR.numel() for w in layers.values()),
-        num_bytes=sum(w.down_RI.nbytes + w.up_OR.nbytes for w in layers.values()),
+        num_parameters=num_parameters,
+        num_bytes=num_parameters * dtype.itemsize,
         target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in layers})),
         lowest_layer=min(shapes.layer_of(name) for name in layers),
         base_fingerprint=base_fingerprint,
@@ -213,24 +235,55 @@ def _fitting_matrices(module: str, tensors: Mapping[str, TensorEntry]) -> tuple[
     return down, up
 
 
-def _read_weights(file: BinaryIO, pairs: Mapping[str, _Pair], dtype: torch.dtype) -> dict[str, LayerWeights]:
-    """All weights in one read; the scaling goes into `up_OR` in float32 before conversion."""
-    start = file.tell()
-    data = bytearray(file.read())
-    if len(data) != max(max(p.down.end, p.up.end) for p in pairs.values()):
-        raise _refuse(f"{WEIGHTS_FILE} changed while it was read from offset {start}. Try again.")
+def _read_weights(
+    file: BufferedReader, pairs: Mapping[str, _Pair], dtype: torch.dtype, buffer: ReadBuffer
+) -> dict[str, LayerWeights]:
+    """All weights in one read, laid out in one block; the scaling goes into `up_OR` in float32 before conversion."""
+    data = _read_data(file, max(max(pair.down.end, pair.up.end) for pair in pairs.values()), buffer)
+    block = torch.zeros(sum(pair.num_padded for pair in pairs.values()), dtype=dtype)
     layers: dict[str, LayerWeights] = {}
+    start = 0
     for module, pair in pairs.items():
-        down_RI, up_OR = (_tensor(data, entry) for entry in (pair.down, pair.up))
-        if not (bool(torch.isfinite(down_RI).all()) and bool(torch.isfinite(up_OR).all())):
-            raise _refuse(f"the weights of {module!r} contain NaN or infinity. Train it with a lower learning rate.")
-        # Laid out column by column, as the mixture multiplies it.
-        scaled_OR = (up_OR.float() * pair.scaling).to(dtype).T.contiguous().T
-        narrow_RI = down_RI.to(dtype, copy=True)
-        if not (bool(torch.isfinite(narrow_RI).all()) and bool(torch.isfinite(scaled_OR).all())):
-            raise _refuse(f"the weights of {module!r} overflow in {dtype}. Serve the base in float32 or bfloat16.")
-        layers[module] = LayerWeights(down_RI=narrow_RI, up_OR=scaled_OR)
+        layers[module] = _lay_out(data, pair, block[start : start + pair.num_padded])
+        start += pair.num_padded
+    # One sum instead of a look at every number: what is not finite stays so in a sum.
+    if not math.isfinite(block.sum(dtype=torch.float32)):
+        for module, pair in pairs.items():
+            _refuse_not_finite(module, data, pair, layers[module])
     return layers
+
+
+def _read_data(file: BufferedReader, num_bytes: int, buffer: ReadBuffer) -> bytearray:
+    """What follows the header."""
+    start = file.tell()
+    data = buffer.take(num_bytes)
+    if file.readinto(memoryview(data)[:num_bytes]) != num_bytes or file.read(1):
+        raise _refuse(f"{WEIGHTS_FILE} changed while it was read from offset {start}. Try again.")
+    return data
+
+
+def _lay_out(data: bytearray, pair: _Pair, block: Tensor) -> LayerWeights:
+    """One module's weights in its part of the block, at the rank's bucket."""
+    bucket, (rank, num_in), num_out = bucket_of(pair.rank), pair.down.shape, pair.up.shape[0]
+    down_PI = block[: bucket * num_in].view(bucket, num_in)
+    up_PO = block[bucket * num_in :].view(bucket, num_out)
+    down_PI[:rank] = _tensor(data, pair.down)
+    up_OR = _tensor(data, pair.up)
+    if block.dtype is torch.float32:  # transposed first: a scaled copy in between would cost as much again
+        up_PO[:rank] = up_OR.T
+        up_PO[:rank] *= pair.scaling
+    else:
+        up_PO[:rank] = up_OR.float().T * pair.scaling
+    return LayerWeights(down_RI=down_PI, up_OR=up_PO.T)
+
+
+def _refuse_not_finite(module: str, data: bytearray, pair: _Pair, weights: LayerWeights) -> None:
+    """Say whether a module's numbers were not finite in the file, or are no longer in our dtype."""
+    if not all(bool(torch.isfinite(_tensor(data, entry)).all()) for entry in (pair.down, pair.up)):
+        raise _refuse(f"the weights of {module!r} contain NaN or infinity. Train it with a lower learning rate.")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (weights.down_RI, weights.up_OR)):
+        dtype = weights.down_RI.dtype
+        raise _refuse(f"the weights of {module!r} overflow in {dtype}. Serve the base in float32 or bfloat16.")
 
 
 def _tensor(data: bytearray, entry: TensorEntry) -> Tensor:

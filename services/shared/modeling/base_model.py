@@ -41,7 +41,7 @@ def load_base_model(settings: Settings) -> LoadedBase:
     """The configured base model, frozen and in eval mode. Raises InvalidRequest saying which setting to change."""
     name = settings.base_model
     device = choose_device(settings.device)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, chat_template=settings.chat_template)
     model = _load_weights(settings, device)
     model.requires_grad_(requires_grad=False)
     model.train(mode=False)

@@ -7,6 +7,7 @@ The previous token is its own context in small vocabularies and one of 64 hash b
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.shared.modeling.evidence_file import InvalidEvidence, read_arrays, write_arrays
+from services.shared.modeling.pair_index import LAST_COLUMN, PairSegment, with_segment
 
 PAIR_SMOOTHING: Final = 20.0
 TOKEN_SMOOTHING: Final = 0.5
@@ -80,7 +82,7 @@ class BigramEvidence:
 
 
 class BigramEvidenceStack:
-    """The evidence of all columns of a release, looked up together."""
+    """The evidence of all columns of a release, looked up together. Immutable."""
 
     def __init__(self, evidences: Sequence[BigramEvidence], corrections: Sequence[float] | None = None) -> None:
         """`corrections` are nats per token added to each column (`size_correction.py`); default: none.
@@ -88,50 +90,81 @@ class BigramEvidenceStack:
         Raises InvalidEvidence unless all were counted over one vocabulary.
         """
         first = evidences[0]
-        if any((e.vocab_size, e.num_contexts) != (first.vocab_size, first.num_contexts) for e in evidences):
-            raise InvalidEvidence(
-                "Evidence of one release must be counted with one tokenizer: build it with the base model's."
-            )
         self.vocab_size = first.vocab_size
         self.num_contexts = first.num_contexts
-        self.num_columns = len(evidences)
-        probabilities_VE = np.stack([e.token_probabilities for e in evidences], axis=1)
-        self._log_tokens_VE = np.log(PAIR_SMOOTHING * probabilities_VE)
-        self._log_contexts_XE = np.log(np.stack([e.context_counts for e in evidences], axis=1) + PAIR_SMOOTHING)
-        if corrections is not None:
-            self._log_contexts_XE -= np.asarray(corrections)
-        self._index_pairs(evidences, probabilities_VE)
+        for evidence in evidences:
+            self._check_vocabulary(evidence)
+        corrections = [0.0] * len(evidences) if corrections is None else corrections
+        self._log_tokens_VE = np.stack([_log_tokens(e) for e in evidences], axis=1)
+        columns = [_log_contexts(e, nats) for e, nats in zip(evidences, corrections, strict=True)]
+        self._log_contexts_XE = np.stack(columns, axis=1)
+        numbers = [*range(len(evidences) - 1), LAST_COLUMN]
+        self._segments: tuple[PairSegment, ...] = (
+            PairSegment.of(
+                np.concatenate([e.pair_keys_N for e in evidences]),
+                np.repeat(numbers, [len(e.pair_keys_N) for e in evidences]),
+                np.concatenate([_gains(e) for e in evidences]),
+            ),
+        )
 
-    def _index_pairs(self, evidences: Sequence[BigramEvidence], probabilities_VE: Floats) -> None:
-        # One sorted list of all pairs seen by anybody; each holds the run of (column, gain) of those who saw it.
-        keys = np.concatenate([e.pair_keys_N for e in evidences])
-        columns = np.repeat(np.arange(self.num_columns), [len(e.pair_keys_N) for e in evidences])
-        counts = np.concatenate([e.counts_N for e in evidences])
-        order = np.lexsort((columns, keys))
-        keys, self._columns, counts = keys[order], columns[order], counts[order]
-        self._gains = np.log1p(counts / (PAIR_SMOOTHING * probabilities_VE[keys % self.vocab_size, self._columns]))
-        self._pair_keys, starts = np.unique(keys, return_index=True)
-        self._starts = np.append(starts, len(keys))
+    @property
+    def num_columns(self) -> int:
+        """E."""
+        return int(self._log_tokens_VE.shape[1])
+
+    def with_newcomer(self, evidence: BigramEvidence, correction: float = 0.0) -> "BigramEvidenceStack":
+        """The same with one more column before the last. Sorts nothing but the newcomer's own pairs, as a rule.
+
+        Gives the same bits as a stack made of all.
+        """
+        self._check_vocabulary(evidence)
+        extended = copy(self)
+        extended._log_tokens_VE = _inserted(self._log_tokens_VE, _log_tokens(evidence))
+        extended._log_contexts_XE = _inserted(self._log_contexts_XE, _log_contexts(evidence, correction))
+        columns_N = np.full(len(evidence.pair_keys_N), self.num_columns - 1)
+        newcomer = PairSegment.of(evidence.pair_keys_N, columns_N, _gains(evidence))
+        extended._segments = with_segment(self._segments, newcomer)
+        return extended
 
     def log_evidence(self, previous_T: Ints, next_T: Ints) -> Floats:
         """log p_e(next | previous), [T, E]; zeros where `previous` is negative: a first token says nothing."""
         log_evidence_TE = self._log_tokens_VE[next_T]
         contexts_T = contexts_of(previous_T, self.vocab_size, self.num_contexts)
         log_evidence_TE -= self._log_contexts_XE[contexts_T]
-        self._add_pair_gains(log_evidence_TE, contexts_T * self.vocab_size + next_T)
+        for segment in self._segments:
+            segment.add_gains(log_evidence_TE, contexts_T * self.vocab_size + next_T)
         log_evidence_TE[previous_T < 0] = 0.0
         return log_evidence_TE
 
-    def _add_pair_gains(self, log_evidence_TE: Floats, keys_T: Ints) -> None:
-        if not len(self._pair_keys):
-            return
-        at_T = np.minimum(np.searchsorted(self._pair_keys, keys_T), len(self._pair_keys) - 1)
-        seen_by_T = np.where(self._pair_keys[at_T] == keys_T, self._starts[at_T + 1] - self._starts[at_T], 0)
-        run_ends_T = np.cumsum(seen_by_T)
-        entries = np.arange(run_ends_T[-1] if len(run_ends_T) else 0)
-        entries += np.repeat(self._starts[at_T] - (run_ends_T - seen_by_T), seen_by_T)
-        rows = np.repeat(np.arange(len(keys_T)), seen_by_T)
-        log_evidence_TE[rows, self._columns[entries]] += self._gains[entries]
+    def _check_vocabulary(self, evidence: BigramEvidence) -> None:
+        if (evidence.vocab_size, evidence.num_contexts) != (self.vocab_size, self.num_contexts):
+            raise InvalidEvidence(
+                "Evidence of one release must be counted with one tokenizer: build it with the base model's."
+            )
+
+
+def _log_tokens(evidence: BigramEvidence) -> Floats:
+    """log(20 p(x)), [V]."""
+    log_tokens_V: Floats = np.log(PAIR_SMOOTHING * evidence.token_probabilities)
+    return log_tokens_V
+
+
+def _log_contexts(evidence: BigramEvidence, correction: float) -> Floats:
+    """log(c(x) + 20) less the correction, one per context."""
+    log_contexts_X: Floats = np.log(evidence.context_counts + PAIR_SMOOTHING) - correction
+    return log_contexts_X
+
+
+def _gains(evidence: BigramEvidence) -> Floats:
+    """What each pair is more likely than its second token alone, in nats."""
+    probabilities_N = evidence.token_probabilities[evidence.pair_keys_N % evidence.vocab_size]
+    gains_N: Floats = np.log1p(evidence.counts_N / (PAIR_SMOOTHING * probabilities_N))
+    return gains_N
+
+
+def _inserted(table_NE: Floats, column_N: Floats) -> Floats:
+    """One more column before the last."""
+    return np.concatenate([table_NE[:, :-1], column_N[:, None], table_NE[:, -1:]], axis=1)
 
 
 def contexts_of(token_ids: Ints, vocab_size: int, num_contexts: int) -> Ints:

@@ -1,14 +1,14 @@
 """Where a gate's scores come from: the Bayes filter over evidence, or a learned network. Both keep a FilterState."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from services.shared.modeling.bayes_filter import BayesFilter
-from services.shared.modeling.bigram_evidence import BigramEvidenceStack
+from services.shared.modeling.bigram_evidence import BigramEvidence, BigramEvidenceStack
 from services.shared.modeling.learned_gate import LearnedGate
 from services.shared.modeling.smoothed_states import SmoothedStates
 from services.shared.modeling.trunk_evidence import DiscriminantRows
@@ -55,6 +55,12 @@ class BayesScores:
     bigram_weight: float = 1.0
     rows: DiscriminantRows | None = None
     trunk_weight: float = 0.0
+
+    def with_newcomer(self, evidence: BigramEvidence, correction: float) -> "BayesScores":
+        """The same with one more expert, before the base. Of scores without trunk evidence."""
+        assert self.rows is None
+        more = replace(self.bayes_filter, num_columns=self.bayes_filter.num_columns + 1)
+        return replace(self, bayes_filter=more, bigrams=self.bigrams.with_newcomer(evidence, correction))
 
     def start(self) -> FilterState:
         """The state before any token."""

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from services.shared.modeling.adapter_files import Adapter, LayerWeights
+from services.shared.modeling.rank_buckets import bucket_of
 from services.shared.modeling.wiring import BaseShapes, decoder_stack
 
-RANK_BUCKETS: Final = (4, 8, 16, 32, 64, 128, 256)
 _KEEP_HOT_PASSES: Final = 32
 """How long an expert stays in the compact copy after its last use: a rebuild costs more than some idle columns."""
 
@@ -79,11 +79,24 @@ class LoraMixture:
         model.train(mode=False)
         return cls(model, num_slots=num_slots)
 
+    def prepare(self, adapter: Adapter) -> Adapter:
+        """`adapter` as a slot holds it: ranks padded, in each layer's dtype and on its device. Any thread.
+
+        What already is so is not copied: on a CPU a slot and host memory share one copy of an adapter.
+        """
+        layers = {name: _padded(weights, self._modules[name]) for name, weights in adapter.layers.items()}
+        is_ready = all(layers[name] is weights for name, weights in adapter.layers.items())
+        return adapter if is_ready else Adapter(layers, adapter.report)
+
     def load(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter in a slot, replacing what was there."""
         self.clear(slot)
-        self._slots[slot] = adapter
-        for name, weights in adapter.layers.items():
+        self.install(slot, self.prepare(adapter))
+
+    def install(self, slot: int, prepared: Adapter) -> None:
+        """Put what `prepare` returned in an empty slot: links only, no copies."""
+        self._slots[slot] = prepared
+        for name, weights in prepared.layers.items():
             layer = self._layers.get(name)
             if layer is None:
                 layer = self._layers[name] = _MixtureLayer(self, self._modules[name])
@@ -95,7 +108,7 @@ class LoraMixture:
             return
         self._slots[slot] = None
         self._last_use.pop(slot, None)
-        self._hot = ()
+        self._hot = tuple(hot for hot in self._hot if hot != slot)
         for name in [name for name, layer in self._layers.items() if layer.clear(slot)]:
             del self._layers[name]
 
@@ -176,22 +189,19 @@ class _MixtureLayer:
         self._slots: dict[int, LayerWeights] = {}
         self._compact: _Compact | None = None
         self._compact_of: tuple[int, ...] = ()
-        weight = next(module.parameters())
-        self._device = weight.device
-        self._dtype = weight.dtype if weight.is_floating_point() else None  # None: quantised, keep the adapter's
         self._module = module
         # An instance attribute instead of a hook: nn.Module calls it without its slow path for hooks.
         module.forward = self._in_front_of(module.forward)
 
     def load(self, slot: int, weights: LayerWeights) -> None:
-        """Take one adapter's part, padded to its rank bucket."""
-        self._slots[slot] = _padded(weights, self._device, self._dtype)
-        self._compact_of = ()
+        """Take one adapter's part, as `_padded` makes it, into an empty slot."""
+        self._slots[slot] = weights
 
     def clear(self, slot: int) -> bool:
         """Forget a slot; True when nothing is left and the module is its own again."""
         self._slots.pop(slot, None)
-        self._compact_of = ()
+        if slot in self._compact_of:  # else the copy stays right: who comes and goes unheard costs nobody a rebuild
+            self._compact_of = ()
         if not self._slots:
             del self._module.forward
         return not self._slots
@@ -242,15 +252,22 @@ def _gather(slots: dict[int, LayerWeights], hot: tuple[int, ...]) -> _Compact | 
     )
 
 
-def _padded(weights: LayerWeights, device: torch.device, dtype: torch.dtype | None) -> LayerWeights:
-    """The same arithmetic at the next rank bucket, on the layer's device; the transpose of `up_OR` is contiguous."""
-    bucket = next((size for size in RANK_BUCKETS if size >= weights.rank), weights.rank)
-    down_RI = weights.down_RI.to(device=device, dtype=dtype)
-    up_RO = weights.up_OR.to(device=device, dtype=dtype).T
-    if bucket > weights.rank:
-        down_RI = nn.functional.pad(down_RI, (0, 0, 0, bucket - weights.rank))
-        up_RO = nn.functional.pad(up_RO, (0, 0, 0, bucket - weights.rank))
-    return LayerWeights(down_RI=down_RI.contiguous(), up_OR=up_RO.contiguous().T)
+def _padded(weights: LayerWeights, module: nn.Module) -> LayerWeights:
+    """The same arithmetic at the next rank bucket, beside the module's weight; the transpose of `up_OR` contiguous.
+
+    The very same object when nothing is left to do.
+    """
+    weight = next(module.parameters())
+    dtype = weight.dtype if weight.is_floating_point() else None  # None: quantised, keep the adapter's
+    down_RI = weights.down_RI.to(device=weight.device, dtype=dtype)
+    up_RO = weights.up_OR.to(device=weight.device, dtype=dtype).T
+    padding = bucket_of(weights.rank) - weights.rank
+    if padding:
+        down_RI = nn.functional.pad(down_RI, (0, 0, 0, padding))
+        up_RO = nn.functional.pad(up_RO, (0, 0, 0, padding))
+    down_RI, up_RO = down_RI.contiguous(), up_RO.contiguous()
+    is_same = down_RI is weights.down_RI and up_RO.data_ptr() == weights.up_OR.data_ptr()
+    return weights if is_same else LayerWeights(down_RI=down_RI, up_OR=up_RO.T)
 
 
 def _column_owners(ranks: tuple[int, ...], device: torch.device) -> Tensor:

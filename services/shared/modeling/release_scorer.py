@@ -1,7 +1,9 @@
 """The router of one release, as both services run it: tokens in, scores and weights per column out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,9 @@ from services.shared.vocabulary import BASE, EvidenceKind, RouterKind
 
 Floats = npt.NDArray[np.float64]
 
+_MOST_NEWCOMERS: Final = 8
+"""Beyond so many at once, reading everything anew is no slower."""
+
 
 class ReleaseScorer:
     """Immutable and thread-safe; made once per (router, graph, experts).
@@ -55,23 +60,34 @@ class ReleaseScorer:
         self._gate = gate
         self._graph = graph
         self._vocab_size = vocab_size
+        self._origin: _Origin | None = None
 
     @classmethod
     def load(
-        cls, *, router_dir: Path, graph_dir: Path | None, experts: Sequence[tuple[str, Path]], vocab_size: int
+        cls,
+        *,
+        router_dir: Path,
+        graph_dir: Path | None,
+        experts: Sequence[tuple[str, Path]],
+        vocab_size: int,
+        like: "ReleaseScorer | None" = None,
     ) -> "ReleaseScorer":
         """Read a release's router, graph and evidence; `experts` are (name, expert version folder) in plan order.
 
-        Raises InvalidEvidence (400) when one is damaged, or when an expert has no evidence and the router needs it.
+        Folders are immutable, so where `like` has the same router and all experts but the last few, only those are
+        read: a newcomer costs the same however many there are. Raises InvalidEvidence (400) when one is damaged, or
+        when an expert has no evidence and the router needs it.
         """
         router = read_router_file(router_dir)
         names = tuple(name for name, _ in experts)
         scores: ColumnScores
         if router.kind == RouterKind.BAYES:
-            scores = _load_bayes_scores(router, router_dir, experts, vocab_size)
+            scores = _extended(like, router, router_dir, experts, vocab_size) or _load_bayes_scores(
+                router, router_dir, experts, vocab_size
+            )
         else:
             scores = _load_learned_scores(router, router_dir, names)
-        return cls(
+        scorer = cls(
             columns=(*names, BASE),
             scores=scores,
             gate=router.gate,
@@ -79,6 +95,15 @@ class ReleaseScorer:
             vocab_size=vocab_size,
             tap_layer=router.tap_layer,
         )
+        scorer._origin = _Origin(router_dir, tuple(experts))
+        return scorer
+
+    def newcomers(self, router_dir: Path, experts: Sequence[tuple[str, Path]]) -> Sequence[tuple[str, Path]] | None:
+        """The experts that this scorer lacks, if it knows all before them, by the same router; else None."""
+        if self._origin is None or self._origin.router_dir != router_dir:
+            return None
+        num_known = len(self._origin.experts)
+        return experts[num_known:] if tuple(experts[:num_known]) == self._origin.experts else None
 
     def start(self) -> FilterState:
         """The state of a sequence before its first token."""
@@ -126,6 +151,32 @@ class ReleaseScorer:
         if self.tap_layer is not None and (trunk_states_ND is None or len(trunk_states_ND) != len(token_ids_N)):
             raise ValueError(f"this release's router needs one hidden state of layer {self.tap_layer} per token")
         return token_ids_N
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a scorer was read from."""
+
+    router_dir: Path
+    experts: tuple[tuple[str, Path], ...]
+
+
+def _extended(
+    like: ReleaseScorer | None,
+    router: RouterFile,
+    router_dir: Path,
+    experts: Sequence[tuple[str, Path]],
+    vocab_size: int,
+) -> BayesScores | None:
+    """The scores of `like` with the newcomers among `experts`; None where all must be read."""
+    newcomers = like.newcomers(router_dir, experts) if like else None
+    scores = like._scores if like else None
+    if newcomers is None or len(newcomers) > _MOST_NEWCOMERS or not isinstance(scores, BayesScores) or scores.rows:
+        return None
+    for name, folder in newcomers:
+        table = _load_bigrams(name, folder / EVIDENCE_FOLDER, vocab_size)
+        scores = scores.with_newcomer(table, correction(router.size_curve, table.num_tokens))
+    return scores
 
 
 def _load_bayes_scores(

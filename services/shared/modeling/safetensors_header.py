@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from services.shared.errors import InvalidAdapter
 
@@ -40,7 +41,7 @@ class TensorEntry:
 
 
 @contextmanager
-def open_weights(folder: Path) -> Iterator[BinaryIO]:
+def open_weights(folder: Path) -> Iterator[BufferedReader]:
     """The adapter's weights file, opened once; refuses pickles, pointers and absence by name."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -49,7 +50,7 @@ def open_weights(folder: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_header(file: BinaryIO) -> dict[str, TensorEntry]:
+def read_header(file: BufferedReader) -> dict[str, TensorEntry]:
     """Tensors by name; leaves `file` at the first byte of data. Raises InvalidAdapter for anything irregular."""
     num_file_bytes = os.fstat(file.fileno()).st_size
     start = file.read(64)

@@ -24,6 +24,11 @@ class ExpertHyperparameters(Spec):
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    layers_to_transform: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Decoder layers that get LoRA. Default: all; those above the tap for a router that reads states.",
+    )
     use_rslora: bool = False
     learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
     batch_size: int = Field(default=8, ge=1, le=1024)

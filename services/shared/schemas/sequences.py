@@ -13,6 +13,7 @@ from services.shared.schemas.sampling import SamplingParameters
 from services.shared.vocabulary import DIGEST_PATTERN, NAME_PATTERN, FinishReason, PlanMode
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
+TopLogprobs = tuple[tuple[int, float], ...]
 
 
 class Wire(BaseModel):
@@ -59,7 +60,8 @@ class SequenceRequest(Wire):
 class TokenEvent(Wire):
     """One generated token.
 
-    `gates` are the weights under which it was predicted, base included; in ROUTED mode they sum to 1.
+    `gates` are the weights under which it was predicted, base included; in ROUTED mode they sum to 1. `top_logprobs`
+    are (id, log-probability) of the likeliest tokens at its place, best first, if the sampling asks for them.
     """
 
     type: Literal["token"] = "token"
@@ -69,6 +71,7 @@ class TokenEvent(Wire):
     logprob: float
     special: bool
     gates: dict[str, float]
+    top_logprobs: TopLogprobs = ()
 
 
 class SequenceTimings(Wire):
@@ -80,7 +83,11 @@ class SequenceTimings(Wire):
 
 
 class FinishedEvent(Wire):
-    """The end of a sequence. `generated_text` excludes a matched stop sequence's overhang, as TGI does."""
+    """The end of a sequence. `generated_text` ends before a matched stop string.
+
+    `prompt_logprobs` and, with `num_top_logprobs`, `prompt_top_logprobs` are there if asked for, one per prompt token;
+    the first token has neither.
+    """
 
     type: Literal["finished"] = "finished"
     finish_reason: FinishReason
@@ -89,6 +96,7 @@ class FinishedEvent(Wire):
     num_generated_tokens: int
     seed: int | None
     prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None
     timings: SequenceTimings
 
 
@@ -135,6 +143,12 @@ class AdapterReport(Wire):
     base_fingerprint: str
 
 
+class PinnedAdapters(Wire):
+    """`PUT /pins`: the adapters that a replica keeps in slots; replaces those named before."""
+
+    digests: tuple[Digest, ...] = Field(max_length=4096)
+
+
 class BaseModelInfo(Wire):
     """`GET /base`: the hosted base model."""
 
@@ -143,11 +157,19 @@ class BaseModelInfo(Wire):
     max_context: int
     vocab_size: int
     dtype: str
+    device: str
     num_parameters: int
 
 
 class ReplicaStatus(Wire):
-    """`GET /status`: load and residency of a replica."""
+    """`GET /status`: load and residency of a replica.
+
+    Adapters by digest: `resident` in slots, `pinned` of these in use, `host_resident` in host memory (the last used
+    first, 256 at most; what is in a slot may be among them), `pins` those that `PUT /pins` named.
+
+    The KV cache holds `kv_cached_tokens` tokens of running sequences in memory for `kv_capacity_tokens`, which grows
+    with need up to its limit; `preemptions` counts the sequences that had to give way since the start.
+    """
 
     running: int
     waiting: int
@@ -155,3 +177,26 @@ class ReplicaStatus(Wire):
     resident: tuple[str, ...]
     pinned: tuple[str, ...]
     resident_bytes: int
+    kv_cache_bytes: int = 0
+    kv_cache_limit_bytes: int = 0
+    kv_cached_tokens: int = 0
+    kv_capacity_tokens: int = 0
+    preemptions: int = 0
+    host_resident: tuple[str, ...] = ()
+    host_bytes: int = 0
+    pins: tuple[str, ...] = ()
+    draining: bool = False
+    """It takes no new sequences: asked to, or about to end."""
+
+    @property
+    def num_open_slots(self) -> int:
+        """Slots that no pin holds: as many experts may a plan name."""
+        return self.num_slots - len(self.pins)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV cache's limit that holds tokens, 0..1; what is allocated and empty does not count."""
+        if not self.kv_capacity_tokens or not self.kv_cache_limit_bytes:
+            return 0.0
+        bytes_per_token = self.kv_cache_bytes / self.kv_capacity_tokens
+        return min(1.0, self.kv_cached_tokens * bytes_per_token / self.kv_cache_limit_bytes)

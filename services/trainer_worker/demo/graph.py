@@ -50,7 +50,7 @@ def write_demo_graph(
             ),
             max_experts=RouterSettings().max_experts_per_token,
             texts={name: examples[1::2] for name, examples in texts.items()},
-            plan=plan or GraphPlan(num_steps=40, seeds=(seed, seed + 1)),
+            plan=plan or GraphPlan(num_steps=40, seeds=(seed, seed + 1, seed + 2)),
             on_progress=on_progress,
             should_stop=lambda: False,
         )

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from services.shared.schemas.jobs import ExpertHyperparameters
 from services.shared.tokenizer import max_context_of
+from services.shared.vocabulary import model_name
 from services.trainer_worker.checkpoints import last_complete
 from services.trainer_worker.datasets import Block, make_blocks
 from services.trainer_worker.progress import TrainingProgress
@@ -32,7 +33,6 @@ from services.trainer_worker.training.lora import (
     ADAPTER_FILES,
     add_lora,
     load_base,
-    neutral_base_name,
 )
 from services.trainer_worker.training.packing_probe import keeps_packed_documents_apart, takes_positions, vocab_size_of
 
@@ -115,7 +115,7 @@ def train_expert(  # noqa: PLR0913
     train_blocks, validation_blocks = _blocks(base_model, train, validation, hyperparameters, packing=packing)
     plan = StepPlan.of(hyperparameters, len(train_blocks))
     set_seed(hyperparameters.seed)
-    model = add_lora(base, hyperparameters, base_name=neutral_base_name(base_model))
+    model = add_lora(base, hyperparameters, base_name=model_name(base_model))
     trainer = ExpertTrainer(
         model,
         _arguments(hyperparameters, plan, folder.checkpoints),

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from services.shared.errors import InvalidRequest
+from services.shared.modeling.wiring import linear_shape
 from services.shared.schemas.jobs import ExpertHyperparameters
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -32,13 +33,17 @@ def load_base(base_model: str, mixed_precision: str) -> PreTrainedModel:
 
 def add_lora(model: PreTrainedModel, hyperparameters: ExpertHyperparameters, *, base_name: str) -> PeftModel:
     """`model` with one fresh adapter, initialised from torch's present random state; all else is frozen."""
+    layers = _existing_layers(model, hyperparameters.layers_to_transform)
     targets = hyperparameters.target_modules
+    if layers is not None and targets == "all-linear":
+        targets = tuple(_linear_names(model))  # PEFT takes layers only beside a list of names
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=hyperparameters.rank,
         lora_alpha=_whole(hyperparameters.alpha),
         lora_dropout=hyperparameters.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        layers_to_transform=layers,
         use_rslora=hyperparameters.use_rslora,
         bias="none",
     )
@@ -58,6 +63,20 @@ def add_lora(model: PreTrainedModel, hyperparameters: ExpertHyperparameters, *, 
     return peft_model
 
 
+def _existing_layers(model: PreTrainedModel, layers: tuple[int, ...] | None) -> list[int] | None:
+    """As PEFT takes them; None for all. It would pass over layers that do not exist, so they are refused here."""
+    if layers is None:
+        return None
+    num_layers: int = model.config.get_text_config().num_hidden_layers
+    missing = sorted(layer for layer in layers if layer >= num_layers)
+    if missing:
+        raise InvalidRequest(
+            f"layers_to_transform names {missing}, but the base model has layers 0 to {num_layers - 1}.",
+            param="hyperparameters.layers_to_transform",
+        )
+    return sorted(set(layers))
+
+
 def _whole(alpha: float) -> int:
     """As an int where it is one, since other readers of adapter_config.json expect that."""
     return int(alpha) if alpha == int(alpha) else alpha  # type: ignore[return-value]  # any number works in PEFT
@@ -69,14 +88,9 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
         {
             name.rsplit(".", 1)[-1]
             for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not output
+            if linear_shape(module) is not None and module is not output
         }
     )
-
-
-def neutral_base_name(base_model: str) -> str:
-    """What an adapter may say about its base: the hub id or relative name, of an absolute path only the last part."""
-    return Path(base_model).name if Path(base_model).is_absolute() else base_model
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:

@@ -86,15 +86,15 @@ def answer(events: Sequence[SequenceEvent]) -> tuple[list[TokenEvent], FinishedE
 
 
 @contextmanager
-def serving(base_model: Path, root: Path, **limits: Any) -> Iterator[Served]:
-    """The service on a free port."""
+def serving(base_model: Path, root: Path, *, port: int = 0, **limits: Any) -> Iterator[Served]:
+    """The service on `port`, by default a free one."""
     settings = Settings(
         base_model=str(base_model),
         storage=StorageSettings(root=root),
         expert_service=ExpertServiceSettings(**{"num_threads": 1, **limits}),
     )
     base = load_base_model(settings)
-    server = uvicorn.Server(uvicorn.Config(build_app(settings, base), port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(build_app(settings, base), port=port, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -261,6 +261,28 @@ class TestOtherRoutes:
             assert f"amoe_expert_{name}" in metrics
 
 
+class TestDrain:
+    def test_a_closed_intake_refuses_the_new_and_ends_the_old(self, served: Served) -> None:
+        body = served.body(STORY, served.plan("base"), max_new_tokens=60, ignore_eos_token=True)
+        with served.client as client, client.stream("POST", "/sequences", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert httpx.post(f"{served.url}/drain").json()["draining"] is True
+            refusal = httpx.post(f"{served.url}/sequences", json=body)
+            events = list(lines)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "replica_draining")
+        assert json.loads(events[-1])["num_generated_tokens"] == 60
+        assert 'amoe_expert_sequences_rejected_total{reason="replica_draining"} 1.0' in _metrics(served)
+        assert "amoe_expert_draining 1.0" in _metrics(served)
+
+        assert httpx.post(f"{served.url}/undrain").json()["draining"] is False
+        answer(served.generate(STORY, served.plan("base")))
+
+
+def _metrics(served: Served) -> str:
+    return httpx.get(f"{served.url}/metrics").text
+
+
 class TestQueue:
     def test_a_full_queue_answers_429_with_retry_after(self, base_model: Path, tmp_path: Path) -> None:
         with serving(base_model, tmp_path, max_sequences=1, max_waiting=0) as served, served.client as client:

@@ -21,7 +21,7 @@ def main(root: Path) -> None:
         valkey = open_valkey(state.valkey, port=free_port(), disposable=True)
         addresses = {"database_url": postgres.url(), "redis_url": valkey.url()}
         endpoints = Endpoints(
-            os.getpid(), "http://none", "http://none", storage="none", logs=str(state.logs), **addresses
+            os.getpid(), "http://none", ("http://none",), storage="none", logs=str(state.logs), **addresses
         )
         return Stack((postgres.program(), valkey.program()), endpoints, notes=())
 

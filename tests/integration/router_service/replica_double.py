@@ -1,13 +1,14 @@
 """An expert replica without a model: it speaks the hop's protocol, says what it is told to, and fails on demand."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from services.shared.errors import AmoeError, InvalidAdapter
+from services.shared.errors import AmoeError, InvalidAdapter, Overloaded
 from services.shared.schemas.sequences import (
     AdapterCheckRequest,
     AdapterReport,
@@ -44,11 +45,17 @@ class ReplicaDouble:
     answer: str = "one two three four five six seven eight"
     pause_s: float = 0.0
     refusal: AmoeError | None = None
+    num_before_full: int | None = None
+    """Sequences that are taken before all others are refused; None for all."""
     num_crashes_before_first_token: int = 0
     crash_after_tokens: int | None = None
     error_after_tokens: int | None = None
     fingerprint: str = FINGERPRINT
+    max_context: int = MAX_CONTEXT
     resident: tuple[str, ...] = ()
+    is_draining: bool = False
+    is_frozen: bool = False
+    """Accepts connections and says nothing, as a process that was stopped or a machine that hangs."""
     requests: list[SequenceRequest] = field(default_factory=list)
     num_cancelled: int = 0
     num_open: int = 0
@@ -62,13 +69,18 @@ class ReplicaDouble:
         app.post("/adapters/check")(self.check)
         app.get("/base")(self.base)
         app.get("/status")(self.status)
+        app.post("/drain")(self.drain)
+        app.post("/undrain")(self.undrain)
         return app
 
     async def sequences(self, request: SequenceRequest) -> StreamingResponse:
         """Say `answer`, token by token."""
         if self.refusal is not None:
             raise self.refusal
+        if self.num_before_full is not None and len(self.requests) >= self.num_before_full:
+            raise Overloaded("Full.", retry_after_s=1)
         self.requests.append(request)
+        await self._while_frozen()
         return StreamingResponse(self._lines(request), media_type="application/x-ndjson")
 
     async def check(self, request: AdapterCheckRequest) -> AdapterReport:
@@ -90,17 +102,40 @@ class ReplicaDouble:
         return BaseModelInfo(
             name="double",
             fingerprint=self.fingerprint,
-            max_context=MAX_CONTEXT,
+            max_context=self.max_context,
             vocab_size=self.tokenizer.vocab_size,
             dtype="float32",
+            device="cpu",
             num_parameters=1,
         )
 
     async def status(self) -> ReplicaStatus:
-        """Idle, with slots."""
+        """Its load, with slots."""
+        await self._while_frozen()
         return ReplicaStatus(
-            running=self.num_open, waiting=0, num_slots=4, resident=self.resident, pinned=(), resident_bytes=0
+            running=self.num_open,
+            waiting=0,
+            num_slots=4,
+            resident=self.resident,
+            pinned=(),
+            resident_bytes=0,
+            draining=self.is_draining,
         )
+
+    async def drain(self) -> ReplicaStatus:
+        """Say that it takes nothing new."""
+        self.is_draining = True
+        return await self.status()
+
+    async def undrain(self) -> ReplicaStatus:
+        """And that it does again."""
+        self.is_draining = False
+        return await self.status()
+
+    async def _while_frozen(self) -> None:
+        # Polled: the tests' threads set it, and an asyncio event is of one loop.
+        while self.is_frozen:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     async def _lines(self, request: SequenceRequest) -> AsyncIterator[bytes]:
         self.num_open += 1
@@ -123,11 +158,18 @@ class ReplicaDouble:
             if index == self.crash_after_tokens:
                 await asyncio.sleep(0.05)
                 raise Crash
+            await self._while_frozen()
             if index == self.error_after_tokens:
                 yield ErrorEvent(message="The replica ran out of memory.", code="out_of_memory")
                 return
             yield TokenEvent(
-                index=index, id=token_id, text=text, logprob=-0.5, special=False, gates=gates_of(request.plan)
+                index=index,
+                id=token_id,
+                text=text,
+                logprob=-0.5,
+                special=False,
+                gates=gates_of(request.plan),
+                top_logprobs=self._top(token_id, request),
             )
             await asyncio.sleep(self.pause_s)
         is_full = len(ids) == request.sampling.max_new_tokens
@@ -138,8 +180,17 @@ class ReplicaDouble:
             num_generated_tokens=len(ids),
             seed=request.sampling.seed,
             prompt_logprobs=(None, *[-1.0] * (len(request.prompt_ids) - 1)) if request.prompt_logprobs else None,
+            prompt_top_logprobs=((), *[self._top(0, request)] * (len(request.prompt_ids) - 1))
+            if request.prompt_logprobs
+            else None,
             timings=TIMINGS,
         )
+
+    def _top(self, token_id: int, request: SequenceRequest) -> tuple[tuple[int, float], ...]:
+        """The token itself, then others in the tokenizer's order, each less likely by one."""
+        others = (other for other in range(10, 100) if other != token_id)
+        ids = [token_id, *itertools.islice(others, request.sampling.num_top_logprobs)]
+        return tuple((likely, -0.5 - rank) for rank, likely in enumerate(ids[: request.sampling.num_top_logprobs]))
 
 
 def gates_of(plan: RoutingPlan) -> dict[str, float]:

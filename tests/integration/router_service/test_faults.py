@@ -1,17 +1,22 @@
 """Parts that fail: what the caller sees, and that nothing hangs or is lost silently."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import httpx
 import pytest
 
 from services.local_stack.ports import free_port
+from services.router_service.discovery import Discovery
 from services.router_service.main import build_app
+from services.router_service.metrics import Metrics
+from services.router_service.replicas import Replicas
 from services.shared.config import Settings
 from services.shared.errors import Overloaded, Unavailable
 from tests.integration.router_service.replica_double import ReplicaDouble
@@ -149,7 +154,7 @@ class TestReplicaDown:
             assert client.post("/generate", json=BODY).status_code == 200
 
 
-class TestTwoReplicas:
+class TwoReplicas:
     @pytest.fixture
     def other(self, tokenizer: Any, storage: Any) -> ReplicaDouble:
         return ReplicaDouble(tokenizer, storage)
@@ -163,6 +168,8 @@ class TestTwoReplicas:
             with served(build_app(app_settings.model_copy(update={"router_service": own}))) as url:
                 yield url
 
+
+class TestTwoReplicas(TwoReplicas):
     def test_the_other_takes_what_one_refuses(
         self, client: httpx.Client, double: ReplicaDouble, other: ReplicaDouble
     ) -> None:
@@ -193,6 +200,101 @@ class TestTwoReplicas:
             thread.join()
 
         assert (len(double.requests), len(other.requests)) == (2, 2)
+
+    def test_one_that_is_drained_gets_nothing_until_it_is_undrained(
+        self, client: httpx.Client, double: ReplicaDouble, other: ReplicaDouble
+    ) -> None:
+        first, second = client.get("/replicas").json()["data"]
+        assert (first["id"], first["state"], second["state"]) == ("replica-1", "up", "up")
+        assert "http" not in json.dumps(first)
+
+        assert client.post("/replicas/replica-1/drain").json()["state"] == "draining"
+        for _ in range(6):
+            assert client.post("/generate", json=BODY).status_code == 200
+        assert (len(double.requests), len(other.requests)) == (0, 6)
+        client.post("/replicas/replica-2/drain")
+        nobody = client.post("/generate", json=BODY)
+        assert (nobody.status_code, nobody.headers["retry-after"]) == (503, "2")
+
+        assert client.post("/replicas/replica-1/undrain").json()["state"] == "up"
+        assert client.post("/generate", json=BODY).status_code == 200
+        assert len(double.requests) == 1
+        assert client.post("/replicas/replica-9/drain").status_code == 404
+
+    def test_a_drained_one_goes_on_with_what_it_has(
+        self, client: httpx.Client, double: ReplicaDouble, other: ReplicaDouble
+    ) -> None:
+        client.post("/replicas/replica-2/drain")
+        double.pause_s = 0.1
+        with client.stream("POST", "/generate_stream", json=BODY) as response:
+            client.post("/replicas/replica-1/drain")
+            lines = [json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:")]
+
+        assert lines[-1]["details"]["generated_tokens"] == 6
+
+    def test_when_all_are_full_requests_are_shed_and_told_when_to_come_back(
+        self, client: httpx.Client, double: ReplicaDouble, other: ReplicaDouble
+    ) -> None:
+        double.refusal, other.refusal = Overloaded("Full.", retry_after_s=3), Overloaded("Full.", retry_after_s=900)
+
+        response = client.post("/generate", json=BODY)
+
+        assert response.status_code == 429
+        assert 1 <= int(response.headers["retry-after"]) <= 120
+        assert 'amoe_requests_passed_on_total{reason="overloaded"} 2.0' in client.get("/metrics").text
+
+    def test_scores_and_checks_are_asked_of_another_one_too(
+        self, app_settings: Settings, replica_url: str, other: ReplicaDouble
+    ) -> None:
+        """The first address is nobody's: what is not a sequence must find the second."""
+
+        async def ask() -> list[int]:
+            nobody = f"http://127.0.0.1:{free_port()}"
+            async with httpx.AsyncClient() as http:
+                replicas = Replicas(Discovery([nobody, replica_url]), http, Metrics(), draw=Random(0))
+                with other.storage.stage() as folder:
+                    (folder / "adapter_model.safetensors").write_bytes(b"good")
+                    digest = other.storage.publish(folder)
+                return [(await replicas.check_adapter(digest)).rank for _ in range(10)]
+
+        assert asyncio.run(ask()) == [8] * 10
+
+
+class TestSilentReplica(TwoReplicas):
+    """A process that is stopped, or a machine that hangs: connections stay open and nothing comes."""
+
+    @pytest.fixture
+    def router_settings(self) -> dict[str, Any]:
+        return {"replica_silence_s": 0.5}
+
+    def test_what_it_has_not_begun_is_begun_elsewhere_and_its_streams_end_with_an_error(
+        self, client: httpx.Client, double: ReplicaDouble, other: ReplicaDouble
+    ) -> None:
+        client.post("/replicas/replica-2/drain")
+        double.pause_s = 0.2
+        outcomes: list[Any] = []
+
+        def stream() -> None:
+            outcomes.append(events_of(client)[-1])
+
+        started = threading.Thread(target=stream)
+        started.start()
+        wait_until(lambda: double.num_open == 1)
+        double.is_frozen = True
+        waiting = [threading.Thread(target=stream) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: len(double.requests) == 4)
+        client.post("/replicas/replica-2/undrain")
+        for thread in [started, *waiting]:
+            thread.join(timeout=30)
+        double.is_frozen = False
+
+        assert sorted("error" in outcome for outcome in outcomes) == [False, False, False, True]
+        lost = next(outcome for outcome in outcomes if "error" in outcome)
+        assert lost["error"]["code"] == "expert_service_broke_off"
+        assert len(other.requests) == 3
+        wait_until(lambda: client.get("/replicas").json()["data"][0]["state"] == "up")
 
 
 class TestClient:

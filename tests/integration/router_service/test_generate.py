@@ -69,6 +69,7 @@ class TestGenerate:
         assert headers["x-queue-time"] == "1"
         assert headers["x-inference-time"] == "5"
         assert headers["x-model-id"] == "double"
+        assert headers["x-compute-type"] == "cpu"
         assert headers["x-release-id"] == three_experts
 
     def test_the_prompt_is_put_before_when_asked(self, three_experts: str, client: httpx.Client) -> None:
@@ -246,3 +247,19 @@ class TestHuggingFaceClient:
         double.refusal = Overloaded("Full.", retry_after_s=1)
         with pytest.raises(OverloadedError):
             client.text_generation(MATH)
+
+
+class TestTokenize:
+    def test_tokens_are_those_of_a_prompt_and_say_where_they_stand(
+        self, client: httpx.Client, double: ReplicaDouble
+    ) -> None:
+        text = "12 apples, naïve café"
+
+        tokens = client.post("/tokenize", json={"inputs": text}).json()
+
+        assert [token["id"] for token in tokens] == double.tokenizer.encode(text)
+        assert all(token["text"] == text[token["start"] : token["stop"]] for token in tokens)
+        assert (tokens[0]["start"], tokens[-1]["stop"]) == (0, len(text))
+
+    def test_too_long_a_text_is_refused(self, client: httpx.Client) -> None:
+        assert client.post("/tokenize", json={"inputs": "x" * (2 * 1024**2)}).status_code == 413

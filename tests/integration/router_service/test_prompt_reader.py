@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from services.router_service.generation_request import Prompt
 from services.router_service.scoring import PromptReader
 from services.shared.tokenizer import Tokenizer
 
@@ -19,7 +20,7 @@ async def test_a_long_prompt_does_not_hold_up_the_event_loop(tokenizer: Tokenize
             num_ticks += 1
 
     ticking = asyncio.create_task(tick())
-    token_ids = await reader.tokenise("word " * 150_000)
+    token_ids = await reader.tokenise(Prompt(text="word " * 150_000), param="inputs")
     ticking.cancel()
 
     assert len(token_ids) > 150_000

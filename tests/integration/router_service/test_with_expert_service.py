@@ -1,13 +1,17 @@
 """Router service and real expert service together, on a real pretrained model."""
 
-from collections.abc import Iterator
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
-from safetensors.numpy import save
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.router_service.main import build_app
@@ -15,7 +19,9 @@ from services.shared.config import RouterServiceSettings, RouterSettings, Settin
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.router_artifact import write_bayes_router
 from services.shared.storage import Storage
+from tests.conftest import PROJECT_ROOT
 from tests.integration.expert_service.serving import Served, serving
+from tests.integration.router_service.lora_upload import adapter_files
 from tests.integration.router_service.running import served
 
 pytestmark = pytest.mark.integration
@@ -26,24 +32,6 @@ TEXTS = {
     "code": "def f(x):\n    return x + 1\n\nfor i in range(10):\n    print(f(i))\n",
 }
 SUMS = "What is 3 + 4? 3 + 4 = 7. 12 + 5 ="
-HIDDEN, RANK = 64, 4
-
-
-def adapter_files(seed: int, *, hidden: int = HIDDEN, layers: int = 5) -> list[tuple[str, tuple[str, bytes]]]:
-    """A small random LoRA on q_proj as PEFT saves it."""
-    random = np.random.default_rng(seed)
-    weights: dict[str, np.ndarray[Any, Any]] = {}
-    for layer in range(layers):
-        prefix = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        weights[f"{prefix}.lora_A.weight"] = random.normal(0, 0.05, (RANK, hidden)).astype(np.float32)
-        weights[f"{prefix}.lora_B.weight"] = random.normal(0, 0.05, (hidden, RANK)).astype(np.float32)
-    config = (
-        f'{{"peft_type": "LORA", "r": {RANK}, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}}'
-    )
-    return [
-        ("files", ("adapter_config.json", config.encode())),
-        ("files", ("adapter_model.safetensors", save(weights))),
-    ]
 
 
 @pytest.fixture(scope="module", name="root")
@@ -57,11 +45,20 @@ def expert_service(shared_material: Path, root: Path) -> Iterator[Served]:
         yield replica
 
 
+@pytest.fixture(scope="module", name="adapter_folder")
+def operators_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    (folder / "team" / "sums").mkdir(parents=True)
+    for _, (name, content) in adapter_files(7):
+        (folder / "team" / "sums" / name).write_bytes(content)
+    return folder
+
+
 @pytest.fixture(name="client")
 def router_client(
-    database_url: str, redis_url: str, sessions: sessionmaker[Session], replica: Served, root: Path, settings: Settings
+    sessions: sessionmaker[Session], replica: Served, settings: Settings, adapter_folder: Path
 ) -> Iterator[httpx.Client]:
-    own = RouterServiceSettings(expert_urls=(replica.url,), catalog_poll_s=0.05)
+    own = RouterServiceSettings(expert_urls=(replica.url,), catalog_poll_s=0.05, adapter_folder=adapter_folder)
     ours = settings.model_copy(
         update={"base_model": replica.settings.base_model, "storage": replica.settings.storage, "router_service": own}
     )
@@ -87,6 +84,35 @@ def release_all(client: httpx.Client, sessions: sessionmaker[Session], replica: 
     assert response.status_code == 201, response.text
     activated: dict[str, Any] = client.post(f"/releases/{response.json()['id']}/activate").json()
     return activated
+
+
+def scraped(url: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """All samples by name and label values (in the order of the labels' names); families without samples are empty."""
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        found.setdefault(f"{family.name}_total" if family.type == "counter" else family.name, {})
+        for sample in family.samples:
+            labels = tuple(value for _, value in sorted(sample.labels.items()))
+            found.setdefault(sample.name, {})[labels] = sample.value
+    return found
+
+
+def dashboard() -> dict[str, Any]:
+    """The Grafana dashboard."""
+    found: dict[str, Any] = json.loads((PROJECT_ROOT / "deploy" / "grafana" / "adaptive-moe.json").read_text())
+    return found
+
+
+def names_in(expression: str) -> set[str]:
+    """The metrics that a PromQL expression reads."""
+    return set(re.findall(r"\b(?:amoe_|vllm:)[a-z0-9_]+", expression))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class TestTogether:
@@ -176,6 +202,93 @@ class TestTogether:
         assert tried
         assert client.get("/experts/foreign").status_code == 404
 
+    def test_every_metric_of_the_dashboard_is_in_a_scrape_and_no_name_has_two_meanings(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path
+    ) -> None:
+        import_all(client)
+        release_all(client, sessions, replica, root)
+        client.post("/generate", json={"inputs": SUMS, "parameters": {"max_new_tokens": 6}}).raise_for_status()
+
+        ours, theirs = (set(scraped(url)) for url in (str(client.base_url), replica.url))
+
+        queried = {
+            name
+            for panel in dashboard()["panels"]
+            for target in panel.get("targets", ())
+            for name in names_in(target["expr"])
+        }
+        assert len(queried) > 30
+        assert queried - ours - theirs == set()
+        assert {name for name in ours & theirs if not name.startswith(("python_", "process_"))} == set()
+
+    def test_a_scrape_tells_who_spoke_where_it_is_and_how_long_it_took(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path
+    ) -> None:
+        import_all(client)
+        release = release_all(client, sessions, replica, root)
+        before = scraped(replica.url)
+        client.post("/generate", json={"inputs": SUMS, "parameters": {"max_new_tokens": 6}}).raise_for_status()
+
+        wait_until(
+            lambda: (
+                scraped(replica.url)["amoe_expert_queue_seconds_count"][()]
+                > before["amoe_expert_queue_seconds_count"][()]
+            )
+        )
+        theirs, ours = scraped(replica.url), scraped(str(client.base_url))
+
+        def gained(name: str) -> float:
+            return theirs[name][()] - before[name].get((), 0.0)
+
+        assert gained("amoe_expert_first_token_seconds_count") == gained("amoe_expert_output_token_seconds_count") == 1
+        assert gained("amoe_expert_experts_per_token_count") == 6
+        digests = {expert["name"]: expert["digest"][:12] for expert in release["experts"]}
+        assert theirs["amoe_expert_adapter_resident"][(digests["sums"], "sums", "device")] == 1
+        assert theirs["amoe_expert_adapter_tokens_total"][("sums",)] > 3
+        assert theirs["amoe_expert_memory_bytes"][("host",)] > 10**7
+        assert theirs["amoe_expert_adapter_load_seconds_count"][("disk",)] >= 3
+        assert theirs["amoe_expert_adapter_load_seconds_sum"][("disk",)] > 0
+        assert sum(theirs["amoe_expert_adapter_found_total"].values()) >= 3
+        assert theirs["vllm:num_requests_running"][()] == 0
+        [(max_lora, running, waiting)] = theirs["vllm:lora_requests_info"]
+        assert (max_lora, running, waiting) == ("4", "", "")
+        assert ours["amoe_output_token_seconds_count"][()] == ours["amoe_queue_seconds_count"][()] == 1
+        assert ours["amoe_experts_per_token_count"][()] == 6
+        assert ours["amoe_expert_tokens_total"][("sums",)] > 3
+        assert ours["amoe_replica_up"] == {("replica-1",): 1.0}
+
+    def test_adapters_in_flight_are_named_for_affinity_routers_while_they_are(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path
+    ) -> None:
+        import_all(client)
+        body = {"inputs": SUMS, "parameters": {"max_new_tokens": 400, "adapter_id": "code", "ignore_eos_token": True}}
+        with client.stream("POST", "/generate_stream", json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data:")
+            scrape = scraped(replica.url)
+            during = set(scrape["vllm:lora_requests_info"])
+            assert 0.0 < scrape["vllm:kv_cache_usage_perc"][()] < 1.0
+            assert client.get("/replicas").json()["data"][0]["kv_usage"] is not None
+        replica.wait_until_idle()
+
+        assert during == {("4", "code", "")}
+        assert set(scraped(replica.url)["vllm:lora_requests_info"]) == {("4", "", "")}
+
+    def test_an_expert_that_is_gone_leaves_no_series_behind(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path
+    ) -> None:
+        import_all(client)
+        body = {"inputs": SUMS, "parameters": {"max_new_tokens": 4, "adapter_id": "code"}}
+        client.post("/generate", json=body).raise_for_status()
+        assert ("code",) in scraped(str(client.base_url))["amoe_expert_tokens_total"]
+
+        client.delete("/experts/code").raise_for_status()
+
+        assert ("code",) not in scraped(str(client.base_url))["amoe_expert_tokens_total"]
+        body["parameters"] = {"adapter_id": "never-heard-of"}
+        assert client.post("/generate", json=body).status_code == 404
+        assert "never-heard-of" not in httpx.get(f"{client.base_url}/metrics").text
+
     def test_a_prompt_that_does_not_fit_is_told_the_real_models_limit(
         self, client: httpx.Client, replica: Served
     ) -> None:
@@ -183,3 +296,133 @@ class TestTogether:
 
         assert response.status_code == 413
         assert str(replica.base.max_context - 12) in response.json()["error"]["message"]
+
+
+@pytest.fixture(name="ai")
+def openai_client(client: httpx.Client) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="unused", max_retries=0) as ai:
+        yield ai
+
+
+STORY = "Once upon a time"
+BASE_MODEL = "stories260K-hf"
+
+
+class TestOpenAI:
+    def test_choices_are_drawn_with_seeds_of_their_own_whoever_else_draws(self, ai: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {"model": BASE_MODEL, "prompt": STORY, "max_tokens": 12, "temperature": 1.2}
+
+        together = ai.completions.create(**asked, n=3, seed=5)
+        alone = [ai.completions.create(**asked, seed=5 + choice) for choice in range(3)]
+
+        texts = [choice.text for choice in together.choices]
+        assert texts == [completion.choices[0].text for completion in alone]
+        assert len(set(texts)) == 3
+
+    def test_a_streamed_chat_adds_up_to_the_whole(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path, ai: openai.OpenAI
+    ) -> None:
+        import_all(client)
+        release = release_all(client, sessions, replica, root)
+        asked: dict[str, Any] = {
+            "model": "adaptive-moe",
+            "messages": [{"role": "user", "content": SUMS}],
+            "max_tokens": 12,
+            "temperature": 0,
+        }
+
+        whole = ai.chat.completions.create(**asked)
+        chunks = list(ai.chat.completions.create(**asked, stream=True))
+
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+        routing = (chunks[-1].choices[0].model_extra or {})["routing"]
+        assert routing["release"] == release["id"]
+        assert routing["attribution"] == (whole.choices[0].model_extra or {})["routing"]["attribution"]
+
+    def test_scores_of_a_prompt_are_those_of_its_own_continuation(self, ai: openai.OpenAI) -> None:
+        asked: dict[str, Any] = {"model": "base", "max_tokens": 6, "temperature": 0, "logprobs": 3}
+        made = ai.completions.create(**asked, prompt=STORY).choices[0]
+        read = ai.completions.create(**{**asked, "max_tokens": 0}, prompt=STORY + made.text, echo=True).choices[0]
+
+        assert made.logprobs is not None
+        assert read.logprobs is not None
+        assert read.text == STORY + made.text
+        num_made = len(made.logprobs.tokens or [])
+        assert (read.logprobs.tokens or [])[-num_made:] == made.logprobs.tokens
+        assert (read.logprobs.token_logprobs or [])[-num_made:] == pytest.approx(made.logprobs.token_logprobs, abs=1e-4)
+        for token, top in zip(made.logprobs.tokens or [], made.logprobs.top_logprobs or [], strict=True):
+            assert max(top, key=top.__getitem__) == token
+
+    def test_penalties_biases_and_stop_strings_shape_the_answer(self, ai: openai.OpenAI, replica: Served) -> None:
+        asked: dict[str, Any] = {"model": "base", "prompt": STORY, "max_tokens": 40, "temperature": 0}
+        plain = ai.completions.create(**asked).choices[0]
+        comma = replica.base.tokenizer.encode("time,", add_special_tokens=False)[-1]
+
+        without_commas = ai.completions.create(**asked, logit_bias={str(comma): -100}).choices[0]
+        varied = ai.completions.create(**asked, frequency_penalty=2, presence_penalty=2).choices[0]
+        stopped = ai.completions.create(**asked, stop=[" was", "zzz"]).choices[0]
+
+        def num_distinct(text: str) -> int:
+            return len(set(replica.base.tokenizer.encode(text)))
+
+        assert "," in plain.text
+        assert "," not in without_commas.text
+        assert num_distinct(varied.text) > num_distinct(plain.text)
+        assert stopped.text == plain.text.partition(" was")[0]
+        assert stopped.finish_reason == "stop"
+
+    def test_the_best_of_several_is_the_likeliest(self, client: httpx.Client) -> None:
+        parameters = {"best_of": 4, "do_sample": True, "temperature": 1.5, "seed": 1, "max_new_tokens": 8}
+        body = {"inputs": STORY, "parameters": {**parameters, "details": True, "top_n_tokens": 2}}
+
+        details = client.post("/generate", json=body).json()["details"]
+
+        def mean(sequence: dict[str, Any]) -> float:
+            return float(np.mean([token["logprob"] for token in sequence["tokens"]]))
+
+        others = details["best_of_sequences"]
+        assert len(others) == 3
+        assert mean(details) >= max(map(mean, others))
+        assert {details["seed"], *(other["seed"] for other in others)} == {1, 2, 3, 4}
+        assert [len(top) for top in details["top_tokens"]] == [2] * len(details["tokens"])
+
+
+class TestAdapterFolder:
+    def test_an_adapter_is_loaded_as_vllm_does_it_asked_for_by_name_and_unloaded(
+        self, client: httpx.Client, ai: openai.OpenAI
+    ) -> None:
+        body = {"lora_name": "sums", "lora_path": "team/sums"}
+
+        loaded = client.post("/v1/load_lora_adapter", json=body)
+        again = client.post("/v1/load_lora_adapter", json=body)
+        replaced = client.post("/v1/load_lora_adapter", json={**body, "load_inplace": True})
+        answer = ai.completions.create(model="sums", prompt=SUMS, max_tokens=2)
+        unloaded = client.post("/v1/unload_lora_adapter", json={"lora_name": "sums"})
+
+        assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'sums' added successfully.")
+        assert (again.status_code, again.json()["error"]["code"]) == (400, "lora_adapter_already_loaded")
+        assert replaced.status_code == 200
+        attribution = (answer.choices[0].model_extra or {})["routing"]["attribution"]
+        assert attribution[0]["expert"] == "sums"
+        assert (unloaded.status_code, unloaded.text) == (200, "Success: LoRA adapter 'sums' removed successfully.")
+        with pytest.raises(openai.NotFoundError):
+            ai.completions.create(model="sums", prompt=SUMS, max_tokens=2)
+
+    @pytest.mark.parametrize(
+        ("body", "status", "code"),
+        [
+            ({"lora_name": "x", "lora_path": "../../etc"}, 400, "adapter_path_forbidden"),
+            ({"lora_name": "x", "lora_path": "/etc"}, 400, "adapter_path_forbidden"),
+            ({"lora_name": "x", "lora_path": "team"}, 404, "adapter_path_not_found"),
+            ({"lora_name": "../x", "lora_path": "team/sums"}, 400, "invalid_request"),
+            ({"lora_name": "base", "lora_path": "team/sums"}, 400, "invalid_request"),
+            ({"lora_name": "x"}, 400, "invalid_request"),
+        ],
+    )
+    def test_what_cannot_be_loaded_is_refused_by_name(
+        self, client: httpx.Client, body: dict[str, Any], status: int, code: str
+    ) -> None:
+        response = client.post("/v1/load_lora_adapter", json=body)
+
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert client.post("/v1/unload_lora_adapter", json={"lora_name": "nobody"}).status_code == 404

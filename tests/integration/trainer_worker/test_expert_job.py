@@ -213,7 +213,7 @@ class TestFailing:
         assert "lower learning_rate (it was 1)" in row.error["message"]
         with sessions() as session:
             assert session.query(ExpertVersionRow).count() == 0
-        checkpoints = Storage(settings.storage.root).root.glob(f"jobs/{row.id}/work/checkpoints/*")
+        checkpoints = (Storage(settings.storage.root).root / "jobs" / row.id / "work" / "checkpoints").glob("*")
         assert len(list(checkpoints)) <= 1
 
 
@@ -247,6 +247,9 @@ class TestRouterJob:
         release = active(sessions)
         assert columns(release) == [("math", 2), ("sums", 1)]
         assert scorer_of(release, settings).tap_layer == 1
+        folder = Storage(settings.storage.root).artifact(release.experts[1].version.digest)
+        adapted = json.loads((folder / "adapter_config.json").read_text())["layers_to_transform"]
+        assert adapted == [1, 2, 3, 4], "the newcomer leaves the trunk below the tap as it is"
 
     def test_takes_the_base_row_from_a_file(
         self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str], shared_material: Path

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from services.expert_service.adapter_cache import AdapterCache
 from services.expert_service.answer_text import AnswerText
-from services.expert_service.engine import Delivery, Engine, EngineLimits, Event
+from services.expert_service.answers import Delivery, Event
+from services.expert_service.engine import Engine, EngineLimits
+from services.expert_service.kv_places import FIRST_CAPACITY
 from services.expert_service.metrics import EngineMetrics
 from services.expert_service.model_runner import ModelRunner
 from services.expert_service.sampling import TokenChooser
@@ -95,6 +98,28 @@ def letters_tokenizer() -> Tokenizer:
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens(["<pad>", "<s>", "</s>"])
     return Tokenizer(backend, eos_ids=frozenset({2}), max_context=MAX_CONTEXT, vocab_size=VOCAB_SIZE)
+
+
+class HeldCopies(Executor):
+    """Copies to a device that end when the test says so."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self._held.append((future, lambda: work(*args, **kwargs)))
+        return future
+
+    def finish(self, error: Exception | None = None) -> int:
+        """All that were started end, with `error` if there is one. Returns how many there were."""
+        held, self._held = self._held, []
+        for future, work in held:
+            if error is None:
+                future.set_result(work())
+            else:
+                future.set_exception(error)
+        return len(held)
 
 
 @dataclass
@@ -207,20 +232,34 @@ def hand_engine(
     max_sequences: int = 6,
     max_waiting: int = 100,
     prefill_step_tokens: int = 512,
+    kv_cache_bytes: int | None = None,
+    first_capacity: int = FIRST_CAPACITY,
+    max_overtaken: int = 16,
+    copies: Executor | None = None,
     deliver: Callable[[list[Delivery]], None] = lambda _deliveries: None,
 ) -> HandEngine:
     """Everything real but the clock: the test makes the steps."""
     model = tiny_model(family)
     mixture = LoraMixture.attach(model, num_slots=num_slots)
-    runner = ModelRunner(model, mixture, max_sequences=max_sequences, max_context=MAX_CONTEXT)
-    cache = AdapterCache(mixture, slot_bytes=slot_bytes)
+    runner = ModelRunner(
+        model,
+        mixture,
+        max_sequences=max_sequences,
+        max_context=MAX_CONTEXT,
+        kv_cache_bytes=kv_cache_bytes,
+        first_capacity=first_capacity,
+    )
+    cache = AdapterCache(mixture, slot_bytes=slot_bytes, copies=copies)
     tokenizer = letters_tokenizer()
     engine = Engine(
         runner,
         cache,
         tokenizer,
         limits=EngineLimits(
-            max_sequences=max_sequences, max_waiting=max_waiting, prefill_step_tokens=prefill_step_tokens
+            max_sequences=max_sequences,
+            max_waiting=max_waiting,
+            prefill_step_tokens=prefill_step_tokens,
+            max_overtaken=max_overtaken,
         ),
         deliver=deliver,
         metrics=EngineMetrics(),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from services.expert_service import adapter_loader
-from services.expert_service.adapter_loader import AdapterLoader, SingleFlight
+from services.expert_service.adapter_loader import AdapterLoader
+from services.expert_service.host_cache import HostCache
 from services.shared.errors import Conflict, InvalidAdapter, NotFound
 from services.shared.modeling.adapter_files import read_adapter
 from services.shared.modeling.wiring import BaseShapes
@@ -19,12 +20,20 @@ from tests.unit.shared.modeling.tiny_models import save_random_adapter, tiny_mod
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
+def make_loader(storage: Storage, *, host_bytes: int = 2**20) -> AdapterLoader:
+    return AdapterLoader(
+        storage,
+        BaseShapes.of(tiny_model()),
+        dtype=torch.float32,
+        max_rank=64,
+        base_fingerprint="f" * 64,
+        host=HostCache(host_bytes),
+    )
+
+
 @pytest.fixture(name="loader")
 def fresh_loader(tmp_path: Path) -> AdapterLoader:
-    storage = Storage(tmp_path / "storage")
-    return AdapterLoader(
-        storage, BaseShapes.of(tiny_model()), dtype=torch.float32, max_rank=64, base_fingerprint="f" * 64
-    )
+    return make_loader(Storage(tmp_path / "storage"))
 
 
 @pytest.fixture(name="expert")
@@ -46,43 +55,46 @@ class TestAdapterLoader:
 
         monkeypatch.setattr(adapter_loader, "read_adapter", slow_read)
         loaded = []
-        threads = [threading.Thread(target=lambda: loaded.append(loader.load(expert))) for _ in range(6)]
+        threads = [threading.Thread(target=lambda: loaded.append(loader.load(expert.digest))) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
         assert len(reads) == 1
-        assert len({id(planned.adapter) for planned in loaded}) == 1
-        assert loader.load(expert).adapter is loaded[0].adapter
-        assert len(reads) == 1
+        assert len({id(adapter) for adapter in loaded}) == 1
+        assert loader.load(expert.digest) is loaded[0]
+        assert (len(reads), loader.counts.disk_reads) == (1, 1)
 
-    def test_forgets_what_nobody_holds(self, loader: AdapterLoader, expert: ExpertRef) -> None:
-        loader.load(expert)
-        assert not loader._in_memory
+    def test_keeps_in_host_memory_what_nobody_holds(self, loader: AdapterLoader, expert: ExpertRef) -> None:
+        loader.load(expert.digest)
+        loader.load(expert.digest)
+        assert loader.host.digests == (expert.digest,)
+        assert (loader.counts.disk_reads, loader.counts.host_hits) == (1, 1)
+
+    def test_without_a_budget_shares_only_what_somebody_holds(self, expert: ExpertRef, tmp_path: Path) -> None:
+        loader = make_loader(Storage(tmp_path / "storage"), host_bytes=0)
+        held = loader.load(expert.digest)
+        assert loader.load(expert.digest) is held
+        del held
+        loader.load(expert.digest)
+        assert loader.host.digests == ()
+        assert loader.counts.disk_reads == 2
 
     def test_says_what_is_wrong_and_tries_again(self, loader: AdapterLoader, expert: ExpertRef, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
-            loader.load(ExpertRef(name="x", version=1, digest="0" * 64))
+            loader.load("0" * 64)
         storage = Storage(tmp_path / "storage")
         weights = storage.artifact(expert.digest) / "adapter_model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-1] + b"x")
         with pytest.raises(Conflict, match="damaged"):
-            loader.load(expert)
+            loader.load(expert.digest)
         weights.write_bytes(whole)
-        assert loader.load(expert).name == "ada"
+        assert loader.load(expert.digest).report.rank == 4
 
     def test_refuses_what_the_base_cannot_carry(self, loader: AdapterLoader, tmp_path: Path) -> None:
         storage = Storage(tmp_path / "storage")
         digest = storage.publish(save_random_adapter(tmp_path / "opt", "opt", seed=1))
         with pytest.raises(InvalidAdapter, match="another base model"):
-            loader.load_digest(digest)
-
-
-class TestSingleFlight:
-    def test_hands_a_failure_to_everyone_and_forgets_it(self) -> None:
-        flights: SingleFlight[str, int] = SingleFlight()
-        with pytest.raises(ZeroDivisionError):
-            flights.run("a", lambda: 1 // 0)
-        assert flights.run("a", lambda: 7) == 7
+            loader.load(digest)

@@ -11,7 +11,7 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from services.expert_service.engine import Delivery
+from services.expert_service.answers import Delivery
 from services.expert_service.self_test import check_architecture
 from services.shared.errors import InvalidRequest, Overloaded, Unavailable
 from services.shared.modeling.adapter_files import Adapter
@@ -92,7 +92,7 @@ class TestCachedDecoding:
         engine = hand_engine(adapters, prefill_step_tokens=4)
         prompt_ids = prompt(9)
 
-        engine.submit("a", prompt_ids, fixed={"ada": 0.5}, prompt_logprobs=True, max_new_tokens=1)
+        engine.submit("a", prompt_ids, fixed={"ada": 0.5}, prompt_logprobs=True, num_top_logprobs=3, max_new_tokens=1)
         engine.submit("b", prompt(6), max_new_tokens=1)
         engine.run()
 
@@ -102,7 +102,16 @@ class TestCachedDecoding:
         assert reported is not None
         assert reported[0] is None
         assert list(reported[1:]) == pytest.approx(expected, abs=TOLERANCE)
+        top = engine.finished("a").prompt_top_logprobs
+        assert top is not None
+        assert [tuple(token_id for token_id, _ in best) for best in top] == [
+            (), *map(tuple, logprobs_TV[:8].topk(3).indices.tolist())
+        ]  # fmt: skip
+        assert [token_id for token_id, _ in engine.tokens("a")[0].top_logprobs] == logprobs_TV[8].topk(
+            3
+        ).indices.tolist()
         assert engine.finished("b").prompt_logprobs is None
+        assert engine.tokens("b")[0].top_logprobs == ()
 
 
 class TestTrunkEvidence:
@@ -264,7 +273,7 @@ class TestContinuousBatching:
 
 class TestSlots:
     def test_one_slot_serves_every_expert_in_turn(self, adapters: dict[str, Adapter]) -> None:
-        engine = hand_engine(adapters, num_slots=1)
+        engine = hand_engine(adapters, num_slots=1, max_overtaken=0)
         for index, name in enumerate(["ada", "ada", "bob", "ada", "cyd", "ada", "ada"]):
             engine.submit(str(index), prompt(3), fixed={name: 1.0}, max_new_tokens=4)
         engine.run()

@@ -1,5 +1,6 @@
 """docker-compose.yml and Dockerfile, as far as they can be checked without an engine: no image is built here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from services.router_service.discovery import Discovery
 from services.shared.config import Settings
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
@@ -87,6 +89,20 @@ def test_every_target_is_a_stage_of_the_dockerfile(name: str) -> None:
     stages = re.findall(r"^FROM \S+ AS (\S+)$", (PROJECT_ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
 
     assert SERVICES[name]["build"]["target"] in stages
+
+
+@pytest.mark.parametrize("name", ["expert", "expert-gpu"])
+def test_replicas_can_be_scaled_and_the_router_finds_all_behind_their_name(name: str) -> None:
+    service = SERVICES[name]
+    urls = json.loads(SERVICES["router"]["environment"]["AMOE_ROUTER_SERVICE__EXPERT_URLS"])
+    port = service["environment"]["AMOE_EXPERT_SERVICE__PORT"]
+
+    # A fixed name or a published port can be had once only.
+    assert "container_name" not in service
+    assert "ports" not in service
+    aliases = [f"dns+http://{alias}:{port}" for alias in service["networks"]["inside"]["aliases"]]
+    assert urls == aliases
+    assert Discovery(urls).urls == [], "the addresses come from the name, not from the settings"
 
 
 def test_the_images_do_not_run_as_root() -> None:

@@ -1,6 +1,7 @@
 """How a stack is put together; nothing is started."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.local_stack.errors import PortTaken
+from services.local_stack.ports import preferred_port
 from services.local_stack.programs import Program
 from services.local_stack.stack import PROJECT_ROOT, Stack, plan_stack, resolved_base_model
 from services.local_stack.state_folder import StateFolder
@@ -35,8 +37,8 @@ def taken_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def _plan(tmp_path: Path, *, port: int | None = 0) -> Stack:
-    return plan_stack(Settings(), StateFolder(tmp_path), port=port)
+def _plan(tmp_path: Path, *, port: int | None = 0, num_replicas: int = 1) -> Stack:
+    return plan_stack(Settings(), StateFolder(tmp_path), port=port, num_replicas=num_replicas)
 
 
 def _program(stack: Stack, name: str) -> Program:
@@ -78,8 +80,8 @@ def test_processes_agree_on_where_they_meet(tmp_path: Path) -> None:
 
     router, expert = _program(stack, "router").environment, _program(stack, "expert").environment
 
-    assert json.loads(router["AMOE_ROUTER_SERVICE__EXPERT_URLS"]) == [stack.endpoints.expert]
-    assert stack.endpoints.expert.endswith(f":{expert['AMOE_EXPERT_SERVICE__PORT']}")
+    assert json.loads(router["AMOE_ROUTER_SERVICE__EXPERT_URLS"]) == list(stack.endpoints.experts)
+    assert stack.endpoints.experts[0].endswith(f":{expert['AMOE_EXPERT_SERVICE__PORT']}")
     assert router["AMOE_STORAGE__ROOT"] == expert["AMOE_STORAGE__ROOT"] == str(tmp_path / "storage")
 
 
@@ -90,8 +92,49 @@ def test_what_processes_get_is_readable_as_settings(tmp_path: Path, monkeypatch:
 
     settings = Settings()
 
-    assert settings.router_service.expert_urls == (stack.endpoints.expert,)
+    assert settings.router_service.expert_urls == stack.endpoints.experts
     assert settings.telemetry.format == "json"
+
+
+def test_each_replica_has_a_name_a_port_and_its_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+
+    stack = _plan(tmp_path, num_replicas=3)
+
+    programs = [_program(stack, f"expert-{number}") for number in (1, 2, 3)]
+    ports = [program.environment["AMOE_EXPERT_SERVICE__PORT"] for program in programs]
+    assert [url.rpartition(":")[2] for url in stack.endpoints.experts] == ports
+    assert len({*ports, stack.endpoints.router.rpartition(":")[2]}) == 4
+    assert {program.environment["AMOE_EXPERT_SERVICE__NUM_THREADS"] for program in programs} == {"2"}
+    assert "AMOE_EXPERT_SERVICE__NUM_THREADS" not in _program(_plan(tmp_path), "expert").environment
+
+
+def test_threads_that_the_settings_name_are_each_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMOE_EXPERT_SERVICE__NUM_THREADS", "5")
+
+    assert _program(_plan(tmp_path, num_replicas=2), "expert-2").environment["AMOE_EXPERT_SERVICE__NUM_THREADS"] == "5"
+
+
+def test_a_replica_does_not_take_the_routers_port(tmp_path: Path) -> None:
+    free = preferred_port(0)
+    own = Settings().expert_service.model_copy(update={"port": free - 1})
+    settings = Settings().model_copy(update={"expert_service": own})
+
+    stack = plan_stack(settings, StateFolder(tmp_path), port=free, num_replicas=2)
+
+    assert not any(url.endswith(f":{free}") for url in stack.endpoints.experts)
+
+
+def test_what_is_written_of_the_endpoints_is_what_is_read(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    written = _plan(tmp_path, num_replicas=2).endpoints
+
+    with state.held():
+        state.write_endpoints(written)
+        assert state.endpoints() == written
+        assert list(written.replicas) == ["expert-1", "expert-2"]
 
 
 def test_a_port_that_was_asked_for_must_be_free(tmp_path: Path, taken_port: int) -> None:

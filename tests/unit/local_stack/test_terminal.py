@@ -12,7 +12,7 @@ from services.local_stack.terminal import TerminalReporter
 ENDPOINTS = Endpoints(
     pid=1,
     router="http://127.0.0.1:8000",
-    expert="http://127.0.0.1:8001",
+    experts=("http://127.0.0.1:8001",),
     database_url="postgresql://amoe:secret@127.0.0.1/amoe",
     redis_url="redis://:secret@127.0.0.1/0",
     storage="/state/storage",

@@ -1,5 +1,6 @@
 """The tokenizer without torch: streaming that joins to the whole, templates in a sandbox."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def byte_level_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(str(folder))
 
 
+HI = [{"role": "user", "content": "hi"}]
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The same tokenizer with another chat template."""
+    changed = copy.copy(tokenizer)
+    changed.__dict__.pop("_template", None)
+    changed.chat_template = template
+    return changed
+
+
 class TestStreaming:
     @pytest.mark.parametrize("text", TEXTS)
     @pytest.mark.parametrize("fixture", ["stories", "byte_level"])
@@ -87,6 +99,18 @@ class TestTokenizer:
         assert not stories.is_special(403)
         assert stories.token_text(2) == "</s>"
 
+    def test_a_token_is_shown_with_the_space_that_it_brings(self, stories: Tokenizer, byte_level: Tokenizer) -> None:
+        for tokenizer in (stories, byte_level):
+            ids = tokenizer.encode("the cat and the dog", add_special_tokens=False)
+            assert "".join(tokenizer.piece(token_id) for token_id in ids[1:]) in "the cat and the dog"
+        assert stories.piece(2) == "</s>"
+
+    def test_spans_lie_in_the_text(self, stories: Tokenizer) -> None:
+        text = "Once upon a time, héllo."
+        spans = stories.spans(text)
+        assert [token_id for token_id, _, _ in spans] == stories.encode(text)
+        assert "".join(text[start:stop] for _, start, stop in spans) == text
+
     def test_never_loads_torch(self) -> None:
         code = "import sys, services.shared.tokenizer; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -96,6 +120,56 @@ class TestChatTemplate:
     def test_runs_in_a_sandbox(self, byte_level: Tokenizer) -> None:
         with pytest.raises(InvalidRequest, match="chat template"):
             byte_level.apply_chat_template([{"role": "user", "content": "hi"}])
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{{ messages.__class__.__base__.__subclasses__() }}",
+            "{{ (messages | attr('__class__')).__mro__ }}",
+            "{% for _ in range(10**9) %}x{% endfor %}",
+            "{{ messages.append(1) }}",
+            "{{ raise_exception('roles must alternate') }}",
+            "{{ messages[0].content + 1 }}",
+            "{{ 1 / 0 }}",
+            "{{ messages[0].nothing.here }}",
+            "{% for",
+        ],
+    )
+    def test_trouble_in_it_is_the_callers_to_know(self, stories: Tokenizer, template: str) -> None:
+        with pytest.raises(InvalidRequest, match="chat template"):
+            with_template(stories, template).apply_chat_template(HI)
+
+    def test_one_that_goes_on_and_on_is_stopped(self, stories: Tokenizer) -> None:
+        endless = "{% for _ in range(99999) %}{% for _ in range(99999) %}xxxxxxxx{% endfor %}{% endfor %}"
+
+        with pytest.raises(InvalidRequest, match="longer than"):
+            with_template(stories, endless).apply_chat_template(HI)
+
+    def test_knows_what_transformers_templates_use(self, stories: Tokenizer, shared_material: Path) -> None:
+        template = (
+            "{% for message in messages %}\n"
+            "    {% if loop.first %}{{ bos_token }}{% endif %}\n"
+            "    {% if message.content == 'skip' %}{% continue %}{% endif %}\n"
+            "{{ '<' + message.role + '>' + message | tojson }}\n"
+            "    {% generation %}{{ message.content | trim }}{% endgeneration %}\n"
+            "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}{{ strftime_now('%Y') | length }}"
+        )
+        messages = [{"role": "user", "content": " <é> "}, {"role": "user", "content": "skip"}]
+        reference = AutoTokenizer.from_pretrained(shared_material / "models" / "stories260K-hf")
+
+        rendered = with_template(stories, template).apply_chat_template(messages)
+
+        assert rendered == reference.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+
+    def test_a_file_can_take_the_models_place(self, shared_material: Path, tmp_path: Path) -> None:
+        base = str(shared_material / "models" / "stories260K-hf")
+        (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}!")
+
+        assert load_tokenizer(base, chat_template=tmp_path / "chat.jinja").apply_chat_template(HI) == "hi!"
+        with pytest.raises(InvalidRequest, match="no file"):
+            load_tokenizer(base, chat_template=tmp_path / "nothing.jinja")
 
     def test_has_a_plain_default(self, stories: Tokenizer) -> None:
         prompt = stories.apply_chat_template([{"role": "user", "content": "hi"}])

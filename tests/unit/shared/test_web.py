@@ -1,7 +1,9 @@
 """Errors, request ids, limits and the key, as a client sees them."""
 
+import json
+import time
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -10,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, SecretStr
 
 from services.shared.errors import Conflict, Overloaded
-from services.shared.web import install_error_handlers, install_middleware
+from services.shared.web import install_error_handlers, install_middleware, is_deeper
 
 CANARY = "SECRET-INPUT"
 
@@ -70,7 +72,11 @@ def build_app(*, api_key: str | None = None) -> FastAPI:
     app = FastAPI()
     install_error_handlers(app)
     install_middleware(
-        app, max_body_bytes=1000, upload_limits={"/upload": 5000}, api_key=SecretStr(api_key) if api_key else None
+        app,
+        max_body_bytes=1000,
+        max_json_depth=9,
+        upload_limits={"/upload": 5000},
+        api_key=SecretStr(api_key) if api_key else None,
     )
     app.include_router(routes)
     return app
@@ -186,6 +192,70 @@ class TestBodyLimit:
             response = await client.post("/upload", json={"text": "x" * 2000})
 
         assert response.json() == 2000
+
+
+def nested(depth: int, innermost: Any = 1) -> Any:
+    return {"a": [nested(depth - 2, innermost)]} if depth > 1 else innermost if depth == 0 else [innermost]
+
+
+def depth_of(value: Any) -> int:
+    """The obvious way to count levels."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+class TestJsonDepth:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            [],
+            nested(7),
+            [nested(6), nested(2), {"b": nested(5)}],
+            nested(3, "[[[[{{{{"),
+            nested(2, '"[{' * 50),
+            nested(2, '\\"[[' * 50),
+            nested(2, '\\\\"\\["'),
+            {'\\"[[[': nested(4)},
+            [[]] * 200,
+            [{"text": "x" * 70_000}, nested(6)],
+            ["[" * 70_000, nested(6)],
+        ],
+        ids=range(11),
+    )
+    def test_agrees_with_counting_what_was_parsed(self, value: Any) -> None:
+        body = json.dumps(value).encode()
+
+        assert is_deeper(body, depth_of(value)) is False
+        assert is_deeper(body, depth_of(value) - 1) is True
+
+    def test_megabytes_take_milliseconds(self) -> None:
+        bodies = [b"[" * 6_000_000, b"[]," * 2_000_000, b'"[' * 3_000_000, b'"' + rb"\"" * 3_000_000 + b"[" * 100]
+
+        started_at = time.process_time()
+        for body in bodies:
+            is_deeper(body, 64)
+
+        assert time.process_time() - started_at < 1.0
+
+    async def test_a_body_that_is_too_deep_is_refused_before_it_is_taken_apart(self) -> None:
+        async with client_of(build_app()) as client:
+            deep = await client.post("/ask", json=nested(10))
+            flat = await client.post("/ask", json=nested(9))
+
+        assert deep.status_code == flat.status_code == 400
+        assert "9 levels" in deep.json()["error"]["message"]
+        assert flat.json()["error"]["param"] == "parameters"
+
+    async def test_what_comes_in_pieces_is_read_whole(self) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for byte in b'{"parameters": {"temperature": 0.5}}':
+                yield bytes([byte])
+
+        async with client_of(build_app()) as client:
+            answer = await client.post("/ask", content=pieces(), headers={"content-type": "application/json"})
+
+        assert answer.json() == {"temperature": 0.5}
 
 
 class TestApiKey:

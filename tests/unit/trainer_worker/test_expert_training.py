@@ -135,6 +135,17 @@ class TestTraining:
 
         assert weights(train("again")) == weights(whole) != weights(other)
 
+    def test_adapts_only_the_layers_it_is_told_to(self, train: Train) -> None:
+        training = train(hyperparameters=QUICK.model_copy(update={"layers_to_transform": (1,), "max_steps": 2}))
+
+        names = load_file(training.adapter_dir / "adapter_model.safetensors")
+        assert names
+        assert all(".layers.1." in name for name in names)
+
+    def test_refuses_layers_that_the_base_does_not_have(self, train: Train) -> None:
+        with pytest.raises(InvalidRequest, match=r"names \[7\], but the base model has layers 0 to 1"):
+            train(hyperparameters=QUICK.model_copy(update={"layers_to_transform": (0, 7)}))
+
     def test_half_precision_on_the_cpu_is_bf16(self, train: Train) -> None:
         training = train(hyperparameters=QUICK.model_copy(update={"mixed_precision": "bf16", "max_steps": 8}))
 

@@ -69,6 +69,11 @@ class TestWhatIsServed:
             {"layers_to_transform": [1], "layers_pattern": "layers"},
             {"exclude_modules": ["k_proj"]},
             {"fan_in_fan_out": True},
+            {"targets": r".*\.layers\.[02]\..*\.(q|down)_proj"},
+            {"targets": "all-linear"},
+            {"rank_pattern": {r"^model\.layers\.1\.self_attn\.q_proj": 7, r"layers\.\d+\.mlp\.(up|gate)_proj": 6}},
+            {"alpha_pattern": {"q_proj": 1, "layers.1.self_attn.q_proj": 100}, "use_rslora": True, "rank": 5},
+            {"layers_to_transform": 1, "layers_pattern": ["h", "layers"], "exclude_modules": r".*\.(k|v)_proj"},
         ],
         ids=str,
     )
@@ -85,6 +90,30 @@ class TestWhatIsServed:
         with torch.no_grad(), mixture.gates(torch.ones(14, 1), (0,)):
             mixed_BTV = model(token_ids_BT).logits
             assert (mixed_BTV - peft_model(token_ids_BT).logits).abs().max() <= 1e-5
+
+    def test_all_linear_leaves_the_head_out_as_peft_does(self, folder: Path, shapes: BaseShapes) -> None:
+        rewrite(folder, configure(target_modules="all-linear"))
+        assert read_adapter(folder, shapes).report.rank == 4
+        rewrite(folder, rename("model.layers.0.self_attn.q_proj", "lm_head"))
+        rewrite(
+            folder,
+            lambda _c, tensors: tensors.update(
+                {Q_PROJ_B.replace("model.layers.0.self_attn.q_proj", "lm_head"): torch.ones(96, 4)}
+            ),
+        )
+        assert "does not target" in refusal(folder, shapes)
+
+    def test_lies_as_a_slot_holds_it(self, tmp_path: Path, shapes: BaseShapes) -> None:
+        adapter = read_adapter(save_random_adapter(tmp_path, seed=1, rank=6, rank_pattern={"q_proj": 3}), shapes)
+        model = tiny_model()
+
+        assert LoraMixture.attach(model, num_slots=1).prepare(adapter) is adapter
+        weights = adapter.layers["model.layers.0.self_attn.q_proj"], adapter.layers["model.layers.0.self_attn.v_proj"]
+        assert [layer.rank for layer in weights] == [4, 8]
+        assert all(layer.up_OR.T.is_contiguous() for layer in weights)
+        assert not weights[0].down_RI[3:].any()
+        assert len({layer.down_RI.untyped_storage().data_ptr() for layer in adapter.layers.values()}) == 1
+        assert adapter.report.num_bytes < adapter.num_bytes
 
     def test_reports_what_it_holds(self, tmp_path: Path, shapes: BaseShapes) -> None:
         folder = save_random_adapter(tmp_path, seed=1, rank=6, targets=["q_proj", "v_proj"], layers_to_transform=[1, 2])
@@ -145,6 +174,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "rank in config": (configure(r=5), "rank 5"),
     "rank zero in config": (configure(r=0), "r is 0"),
     "rank pattern zero": (configure(rank_pattern={"q_proj": 0}), "rank_pattern is 0"),
+    "alpha is no number": (configure(lora_alpha=float("nan")), "lora_alpha"),
+    "alpha is zero": (configure(lora_alpha=0), "change nothing"),
     "wrong types": (configure(target_modules=3), "wrong type"),
     "invalid pattern": (configure(target_modules="(("), "invalid"),
     "many patterns": (configure(rank_pattern={str(i): 4 for i in range(5000)}), "more than 1024"),

@@ -77,6 +77,28 @@ class TestBigramEvidence:
 
         assert np.array_equal(after_TE[:, :3], before_TE)
 
+    def test_newcomers_one_by_one_give_the_bits_of_a_stack_made_of_all(self) -> None:
+        tables = [build_bigram_evidence([text(seed, length=200 + 90 * (seed % 7))], 40) for seed in range(20)]
+        corrections = [0.01 * number for number in range(20)]
+        tokens = np.array(text(99, length=400))
+        *experts, base = tables
+
+        grown = BigramEvidenceStack([experts[0], base], [corrections[0], corrections[-1]])
+        for table, correction in zip(experts[1:], corrections[1:-1], strict=True):
+            before = grown
+            grown = grown.with_newcomer(table, correction)
+            assert before.num_columns == grown.num_columns - 1
+
+        whole = BigramEvidenceStack(tables, corrections)
+        assert np.array_equal(grown.log_evidence(tokens[:-1], tokens[1:]), whole.log_evidence(tokens[:-1], tokens[1:]))
+        assert len(grown._segments) <= 6
+        assert before.log_evidence(tokens[:-1], tokens[1:]).shape[1] == 19
+
+    def test_a_newcomer_of_another_tokenizer_is_refused(self) -> None:
+        stack = BigramEvidenceStack([build_bigram_evidence([text(0)], 40)])
+        with pytest.raises(InvalidEvidence, match="one tokenizer"):
+            stack.with_newcomer(build_bigram_evidence([text(0)], 41))
+
     def test_survives_the_trip_through_a_file(self, tmp_path: Path) -> None:
         evidence = build_bigram_evidence([text(0), text(1)], 40)
 

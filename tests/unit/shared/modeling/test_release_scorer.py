@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from services.shared.config import RouterSettings
 from services.shared.errors import InvalidRequest
-from services.shared.modeling.bigram_evidence import build_bigram_evidence
+from services.shared.modeling.bigram_evidence import BigramEvidence, build_bigram_evidence
 from services.shared.modeling.cooperation_graph import CooperationGraph
 from services.shared.modeling.evidence_file import InvalidEvidence
 from services.shared.modeling.learned_gate import LearnedGate
@@ -248,3 +248,39 @@ class TestLearnedRelease:
     def test_a_newcomer_needs_a_new_router_and_the_error_says_so(self, router_dir: Path) -> None:
         with pytest.raises(InvalidRequest, match=r"not trained for poetry.*bayes"):
             self.load(router_dir, names=("code", "poetry"))
+
+
+class TestNewcomers:
+    @pytest.mark.parametrize("router", ["router", "both"])
+    def test_are_added_to_a_scorer_that_knows_the_others_with_the_same_result(
+        self, release: Path, router: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        experts = [(name, release / name) for name in NAMES]
+        known = ReleaseScorer.load(router_dir=release / router, graph_dir=None, experts=experts[:2], vocab_size=VOCAB)
+        anew = ReleaseScorer.load(router_dir=release / router, graph_dir=None, experts=experts, vocab_size=VOCAB)
+        reads: list[Path] = []
+        load = BigramEvidence.load
+
+        def counted(path: Path) -> BigramEvidence:
+            reads.append(path)
+            return load(path)
+
+        monkeypatch.setattr(BigramEvidence, "load", counted)
+        grown = ReleaseScorer.load(
+            router_dir=release / router, graph_dir=None, experts=experts, vocab_size=VOCAB, like=known
+        )
+
+        tokens = chain(1, 60)
+        trunk_states_TD = states(1, 60) if router == "both" else None
+        assert grown.columns == anew.columns
+        assert np.array_equal(
+            grown.advance(grown.start(), tokens, trunk_states_TD), anew.advance(anew.start(), tokens, trunk_states_TD)
+        )
+        assert len(reads) == (1 if router == "router" else 4)
+
+    def test_a_scorer_of_other_experts_is_no_help(self, release: Path) -> None:
+        experts = [(name, release / name) for name in NAMES]
+        known = ReleaseScorer.load(router_dir=release / "router", graph_dir=None, experts=experts[1:], vocab_size=VOCAB)
+        assert known.newcomers(release / "router", experts) is None
+        assert known.newcomers(release / "both", experts[1:]) is None
+        assert known.newcomers(release / "router", experts[1:]) == []

@@ -9,14 +9,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from services.shared.modeling.adapter_files import Adapter, read_adapter
@@ -37,6 +43,8 @@ _LLAMA_LIKE: Final = {
 }
 _GPT2: Final = {**_SIZES, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 _NEOX: Final = {**_LLAMA_LIKE, "num_key_value_heads": None}
+_GEMMA: Final = {**_LLAMA_LIKE, "head_dim": 8}
+_ALTERNATING: Final = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _OPT: Final = {
     **_SIZES, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "word_embed_proj_dim": 32, "max_position_embeddings": 64,
@@ -49,6 +57,12 @@ CONFIGS: Final[dict[str, Callable[[], PretrainedConfig]]] = {
     "mistral": lambda: MistralConfig(**_LLAMA_LIKE, sliding_window=None),
     "mistral_sliding": lambda: MistralConfig(**_LLAMA_LIKE, sliding_window=8),
     "qwen2": lambda: Qwen2Config(**_LLAMA_LIKE),
+    "qwen3": lambda: Qwen3Config(**_LLAMA_LIKE, head_dim=8),
+    "gemma": lambda: GemmaConfig(**_GEMMA),
+    "gemma2": lambda: Gemma2Config(**_GEMMA, **_ALTERNATING, query_pre_attn_scalar=8),
+    "gemma3": lambda: Gemma3TextConfig(**_GEMMA, **_ALTERNATING, query_pre_attn_scalar=8),
+    "phi": lambda: PhiConfig(**_LLAMA_LIKE),
+    "phi3": lambda: Phi3Config(**_LLAMA_LIKE),
     "opt": lambda: OPTConfig(**_OPT),
 }
 FAMILIES: Final = tuple(CONFIGS)
@@ -59,6 +73,12 @@ TARGETS: Final[dict[str, list[str]]] = {
     "mistral": ["q_proj", "v_proj", "down_proj"],
     "mistral_sliding": ["q_proj", "v_proj", "down_proj"],
     "qwen2": ["q_proj", "v_proj", "down_proj", "lm_head"],
+    "qwen3": ["q_proj", "o_proj", "gate_proj"],
+    "gemma": ["q_proj", "k_proj", "up_proj"],
+    "gemma2": ["q_proj", "v_proj", "down_proj"],
+    "gemma3": ["q_proj", "v_proj", "down_proj"],
+    "phi": ["q_proj", "v_proj", "fc1", "dense"],
+    "phi3": ["qkv_proj", "gate_up_proj", "o_proj"],
     "opt": ["q_proj", "v_proj", "fc1", "fc2"],
 }
 
@@ -81,13 +101,12 @@ def save_random_adapter(
     *,
     seed: int,
     rank: int = 4,
-    targets: Sequence[str] | None = None,
+    targets: Sequence[str] | str | None = None,
     **config: Any,
 ) -> Path:
     """Write a PEFT adapter with random A and B for a `tiny_model` of the family; returns the folder."""
-    lora = LoraConfig(
-        r=rank, lora_alpha=8, target_modules=list(targets or TARGETS[family]), task_type="CAUSAL_LM", **config
-    )
+    target_modules = targets if isinstance(targets, str) else list(targets or TARGETS[family])
+    lora = LoraConfig(r=rank, lora_alpha=8, target_modules=target_modules, task_type="CAUSAL_LM", **config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT guesses fan_in_fan_out of Conv1D and says so
         peft_model = get_peft_model(tiny_model(family), lora)

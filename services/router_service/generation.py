@@ -45,6 +45,7 @@ class Generation:
         self._request_log = request_log
         self._metrics = metrics
         self._clock = clock
+        request_log.expect(record.id)
 
     async def tokens(self) -> AsyncIterator[TokenEvent]:
         """The generated tokens as they come; afterwards `finished` is set. Raises when the replica breaks off."""

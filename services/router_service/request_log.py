@@ -5,6 +5,7 @@ A bounded queue stands between. What finds it full, or cannot be written, is dro
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,6 +27,7 @@ log = get_logger(__name__)
 _BATCH: Final = 64
 _PAUSE_WHILE_DOWN_S: Final = 1.0
 _FLUSH_S: Final = 5.0
+_SETTLE_S: Final = 2.0
 
 
 @dataclass
@@ -61,12 +63,29 @@ class RequestLog:
         self._store_prompts = store_prompts
         self._waiting: asyncio.Queue[RequestRecord] = asyncio.Queue(max_waiting)
         self._writing: Sequence[RequestRecord] = ()
+        self._unsettled: dict[str, asyncio.Event] = {}
+
+    def expect(self, request_id: str) -> None:
+        """A request has begun whose record will come."""
+        self._unsettled.setdefault(request_id, asyncio.Event())
+
+    async def settled(self, request_id: str) -> None:
+        """Wait until a request that began here is written or dropped, for two seconds at most.
+
+        Who asks for the log of an answer just received finds it, though writing is not part of answering.
+        """
+        unsettled = self._unsettled.get(request_id)
+        if unsettled is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(unsettled.wait(), _SETTLE_S)
 
     def remember(self, record: RequestRecord) -> None:
         """Put it in the queue, or drop it and count that; never waits."""
+        self.expect(record.id)
         try:
             self._waiting.put_nowait(record)
         except asyncio.QueueFull:
+            self._settle([record])
             self._metrics.log_dropped.labels("queue_full").inc()
         self._metrics.log_waiting.set(self._waiting.qsize())
 
@@ -75,6 +94,7 @@ class RequestLog:
         while True:
             self._writing = self._writing or await self._next_batch()
             if await self._write(self._writing):
+                self._settle(self._writing)
                 self._writing = ()
                 self._metrics.log_waiting.set(self._waiting.qsize())
             else:
@@ -92,6 +112,11 @@ class RequestLog:
         self._metrics.log_dropped.labels("shutdown").inc(len(left))
         if left:
             log.error("routing logs lost at shutdown", num_lost=len(left))
+
+    def _settle(self, records: Sequence[RequestRecord]) -> None:
+        for record in records:
+            if (unsettled := self._unsettled.pop(record.id, None)) is not None:
+                unsettled.set()
 
     async def _next_batch(self) -> list[RequestRecord]:
         first = await self._waiting.get()

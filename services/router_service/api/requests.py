@@ -41,6 +41,7 @@ async def list_requests(
 @router.get("/{request_id}")
 async def get_request(request_id: str, resources: ResourcesDep) -> LoggedRequest:
     """One past request with the experts and weights of every token."""
+    await resources.request_log.settled(request_id)
     row = await resources.transactions.run(_find, request_id)
     tokens = decode_token_log(row.token_log) if row.token_log else None
     return LoggedRequest(
@@ -55,7 +56,7 @@ def _find(session: Session, request_id: str) -> RequestRow:
     row = session.get(RequestRow, request_id)
     if row is None:
         raise NotFound(
-            f"No request {request_id[:80]!r} in the log. It is written a moment after the request ends.",
+            f"No request {request_id[:80]!r} in the log. A request is written when it ends, unless Postgres is down or the log is full.",
             param="request",
             code="request_not_found",
         )

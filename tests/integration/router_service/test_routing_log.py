@@ -1,10 +1,13 @@
 """`/route`, and `/requests`: what was decided, before and after."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.modeling.release_scorer import ReleaseScorer
 from tests.integration.router_service.base_folder import TEXTS
@@ -16,10 +19,8 @@ MATH = "Tom has 12 apples and buys 5 more."
 
 
 def logged(client: httpx.Client, request_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
-    while (response := client.get(f"/requests/{request_id}")).status_code == 404:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    response = client.get(f"/requests/{request_id}")
+    assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
 
@@ -122,6 +123,29 @@ class TestLog:
         assert [(token["text"], token["weights"]) for token in prompt] == [
             (token["text"], token["weights"]) for token in route["tokens"]
         ]
+
+    def test_is_there_for_who_asks_right_after_the_answer(
+        self, client: httpx.Client, sessions: sessionmaker[Session]
+    ) -> None:
+        with sessions() as slow, slow.begin():
+            slow.execute(text("LOCK TABLE requests IN EXCLUSIVE MODE"))
+            whole = ask(client)["routing"]["request_id"]
+            streamed = client.post("/generate_stream", json={"inputs": MATH}).headers["x-request-id"]
+            with ThreadPoolExecutor(2) as readers:
+                found = [readers.submit(logged, client, request_id) for request_id in (whole, streamed)]
+                _, waiting = wait(found, timeout=0.5)
+                slow.commit()
+
+        assert waiting == set(found)
+        assert [reader.result()["id"] for reader in found] == [whole, streamed]
+
+    def test_of_a_request_that_never_was_is_not_found_at_once(self, client: httpx.Client) -> None:
+        begun = time.monotonic()
+
+        response = client.get("/requests/req-nobody")
+
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "request_not_found")
+        assert time.monotonic() - begun < 1.0
 
     def test_lists_newest_first_by_page_and_by_expert(self, three_experts: str, client: httpx.Client) -> None:
         ids = [ask(client)["routing"]["request_id"] for _ in range(3)]

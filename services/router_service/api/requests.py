@@ -56,7 +56,8 @@ def _find(session: Session, request_id: str) -> RequestRow:
     row = session.get(RequestRow, request_id)
     if row is None:
         raise NotFound(
-            f"No request {request_id[:80]!r} in the log. A request is written when it ends, unless Postgres is down or the log is full.",
+            f"No request {request_id[:80]!r} in the log. "
+            "It is written when it ends, unless Postgres is down or the log's queue is full.",
             param="request",
             code="request_not_found",
         )

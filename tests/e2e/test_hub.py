@@ -1,0 +1,61 @@
+"""A base model that is no folder but a name on the hub, fetched by the real client over a socket."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.trainer_worker.demo.domains import DOMAINS
+from tests.e2e.conftest import PROJECT, running_stack
+from tests.e2e.hub import Hub, hub_with
+from tests.e2e.journey import generate, shares, submit, upload, wait_for, wait_until_served
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+MODEL = "adaptive-moe/demo-base"
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """A hub that has the demo's base model."""
+    with hub_with(MODEL, PROJECT / "demo" / "base") as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def hub_stack(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A stack whose base model is a name on that hub, with an empty cache."""
+    cache: Path = tmp_path_factory.mktemp("hub-cache")
+    with running_stack(MODEL, {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}) as client:
+        yield client
+
+
+def test_a_base_model_from_the_hub_is_served_and_trained_on(hub: Hub, hub_stack: httpx.Client) -> None:
+    items = DOMAINS["math"].generate(5, 64, "train")
+    lines = [json.dumps({"prompt": item.prompt, "completion": item.completion}) for item in items]
+
+    answer = generate(hub_stack, items[0].prompt, max_new_tokens=8)
+    file_id = upload(hub_stack, "math.jsonl", "\n".join(lines).encode())
+    job = wait_for(
+        hub_stack,
+        submit(
+            hub_stack,
+            {
+                "kind": "expert",
+                "name": "math",
+                "training_file": file_id,
+                "hyperparameters": {"max_steps": 10, "learning_rate": 2e-3, "max_length": 128},
+                "add_to_release": True,
+                "activate": True,
+            },
+        ),
+    )
+
+    assert shares(answer) == {"base": pytest.approx(1.0)}
+    assert hub_stack.get("/info").json()["model_id"] == MODEL
+    assert job["status"] == "succeeded", job["error"]
+    wait_until_served(hub_stack, job["result"]["release"])
+    assert "math" in shares(generate(hub_stack, items[0].prompt, max_new_tokens=8))
+    assert hub.fetched.count("model.safetensors") == 1

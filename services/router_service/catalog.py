@@ -6,11 +6,11 @@ Postgres is down the last snapshot goes on serving.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from services.router_service.metrics import Metrics
 from services.router_service.transactions import Transactions
 from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseRow
-from services.shared.errors import AmoeError, Unavailable
+from services.shared.errors import AmoeError, NotFound, Unavailable
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.registry import active_release, find_release, latest_versions
 from services.shared.schemas.sequences import ExpertRef
@@ -27,6 +27,8 @@ from services.shared.telemetry import get_logger
 from services.shared.vocabulary import BASE, VersionStatus
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 _RETRY_AFTER_S: Final = 1.0
 _MAX_OTHERS: Final = 4
@@ -90,6 +92,7 @@ class Catalog:
         self._snapshot: Snapshot | None = None
         self._stamp: Stamp | None = None
         self._refreshing = asyncio.Lock()
+        self._num_begun = 0
         self._others: OrderedDict[int, LoadedRelease] = OrderedDict()
         self._reading = asyncio.Lock()
         self.trouble: str | None = "The catalog has not been read yet."
@@ -107,9 +110,27 @@ class Catalog:
             )
         return self._snapshot
 
+    async def look_up(self, read: Callable[[Snapshot], T]) -> T:
+        """What `read` finds in the current snapshot; in one just read if it raises NotFound.
+
+        Who has just seen an expert finish training asks for it at once, before the next poll.
+        """
+        try:
+            return read(self.current())
+        except NotFound:
+            await self.try_refresh()
+            return read(self.current())
+
     async def refresh(self) -> None:
-        """Swap in a new snapshot if anything has changed. On an error the old one stays."""
+        """Swap in a new snapshot if anything has changed. On an error the old one stays.
+
+        However many ask while one is being made, one more serves them all.
+        """
+        asked = self._num_begun
         async with self._refreshing:
+            if self._num_begun > asked:
+                return
+            self._num_begun += 1
             stamp = await self._transactions.run(read_stamp)
             if stamp != self._stamp:
                 contents = await self._transactions.run(read_contents)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from services.router_service.admission import Admission
 from services.router_service.answer import Answer
-from services.router_service.catalog import Catalog, LoadedRelease, Snapshot
+from services.router_service.catalog import Catalog, LoadedRelease
 from services.router_service.dispatch import Dispatcher
 from services.router_service.generation import Generation, RequestClock
 from services.router_service.generation_request import FieldNames, GenerationRequest, Speakers
@@ -118,10 +118,11 @@ class Pipeline:
     async def route(self, request: GenerationRequest) -> RoutedPrompt:
         """Tokens, scores and plan of a prompt, without generating."""
         names, fixed = request.names, request.speakers.weights
-        snapshot = self._catalog.current()
-        release = await self._release(request.speakers, snapshot)
+        release = await self._release(request.speakers)
         release_id = release.id if release else None
-        plan = plan_fixed(fixed, snapshot.registered, release=release_id) if fixed else None
+        plan = None
+        if fixed:
+            plan = await self._catalog.look_up(lambda now: plan_fixed(fixed, now.registered, release=release_id))
         token_ids = await self._reader.tokenise(request.prompt, param=names.prompt)
         if plan is not None:
             return RoutedPrompt(token_ids, plan, base_fingerprint=None)
@@ -138,10 +139,10 @@ class Pipeline:
             confidence=confidence_of(scores.scores_TC),
         )
 
-    async def _release(self, speakers: Speakers, snapshot: Snapshot) -> LoadedRelease | None:
+    async def _release(self, speakers: Speakers) -> LoadedRelease | None:
         """The release that the request is answered on: the active one unless it names another."""
         if speakers.release is None:
-            return snapshot.release
+            return self._catalog.current().release
         return await self._catalog.release(speakers.release)
 
     def _max_candidates(self) -> int:

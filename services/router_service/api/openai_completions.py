@@ -34,7 +34,7 @@ async def complete(
 ) -> Response:
     """How prompts go on; `model` says who may speak, `routing` in the answer who did."""
     with openai_words(body.model):
-        wanted = read_completion(body, resources)
+        wanted = await read_completion(body, resources)
         return await respond(request, body, wanted, CompletionForm, resources, request_id)
 
 

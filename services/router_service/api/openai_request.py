@@ -25,7 +25,7 @@ def base_name(resources: Resources) -> str:
 async def read_chat(body: ChatRequest, resources: Resources) -> GenerationRequest:
     """What a chat asks for; raises what the caller must be told before any work is done."""
     _refuse_unsupported(body)
-    speakers = _speakers(body, resources)
+    speakers = await _speakers(body, resources)
     limit = resources.settings.router_service.max_messages
     if len(body.messages) > limit:
         raise InvalidRequest(f"The chat has {len(body.messages)} messages; {limit} are accepted.", param="messages")
@@ -42,7 +42,7 @@ async def read_chat(body: ChatRequest, resources: Resources) -> GenerationReques
     )
 
 
-def read_completion(body: CompletionRequest, resources: Resources) -> list[GenerationRequest]:
+async def read_completion(body: CompletionRequest, resources: Resources) -> list[GenerationRequest]:
     """What a completion asks for, one request per prompt."""
     _refuse_unsupported(body)
     if body.stream and body.echo and body.logprobs is not None:
@@ -51,7 +51,7 @@ def read_completion(body: CompletionRequest, resources: Resources) -> list[Gener
             param="logprobs",
             code="unsupported_parameter",
         )
-    speakers = _speakers(body, resources)
+    speakers = await _speakers(body, resources)
     sampling = _sampling(body, num_top_logprobs=body.logprobs or 0)
     return [
         GenerationRequest(
@@ -95,9 +95,11 @@ def _refuse_unsupported(body: TextRequest) -> None:
         raise InvalidRequest(f"{shown} is not supported here: leave it out.", param=shown, code="unsupported_parameter")
 
 
-def _speakers(body: TextRequest, resources: Resources) -> Speakers:
-    registered = resources.catalog.current().registered
-    speakers = speakers_of(body.model, base=base_name(resources), registered=registered)
+async def _speakers(body: TextRequest, resources: Resources) -> Speakers:
+    base = base_name(resources)
+    speakers = await resources.catalog.look_up(
+        lambda now: speakers_of(body.model, base=base, registered=now.registered)
+    )
     if body.routing.experts is None:
         return speakers
     if speakers.weights is not None:

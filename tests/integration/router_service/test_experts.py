@@ -161,6 +161,23 @@ class TestImport:
         assert import_expert(client, activate="true").status_code == 400
 
 
+class TestBetweenPolls:
+    @pytest.fixture
+    def router_settings(self) -> dict[str, Any]:
+        return {"catalog_poll_s": 3600.0}
+
+    def test_an_expert_that_a_worker_just_made_can_be_named(self, client: httpx.Client, registry: Any) -> None:
+        registry.expert("math")
+        generated = client.post("/generate", json={"inputs": "2 + 2", "parameters": {"adapter_id": "math"}})
+        registry.expert("code")
+        completed = client.post("/v1/completions", json={"model": "code", "prompt": "def", "max_tokens": 1})
+        unknown = client.post("/generate", json={"inputs": "2 + 2", "parameters": {"adapter_id": "chess"}})
+
+        assert (generated.status_code, completed.status_code) == (200, 200)
+        assert completed.json()["choices"][0]["routing"]["attribution"][0]["expert"] == "code"
+        assert unknown.json()["error"]["code"] == "expert_not_found"
+
+
 class TestWithoutReplica:
     @pytest.fixture
     def replica_url(self) -> str:

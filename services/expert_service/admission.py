@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from services.expert_service.adapter_cache import AdapterCache
 from services.expert_service.adapter_loader import AdapterLoader, ScorerLoader
 from services.expert_service.answer_text import AnswerText
+from services.expert_service.pooled_states import PooledStates
 from services.expert_service.sampling import TokenChooser
 from services.expert_service.sequence import PlannedAdapter, Sequence
 from services.expert_service.sequence_gate import Scorer, SequenceGate
@@ -57,6 +58,7 @@ class Admission:
                 num_prompt=len(request.prompt_ids),
             ),
             text=AnswerText(self.base.tokenizer, prompt_ids=request.prompt_ids, stop=request.sampling.stop),
+            pooled=PooledStates(len(request.prompt_ids)) if request.prompt_states else None,
         )
 
     def scorer(self, plan: RoutingPlan) -> Scorer:

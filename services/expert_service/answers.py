@@ -165,5 +165,6 @@ def _finished_event(sequence: Sequence, reason: FinishReason) -> FinishedEvent:
         seed=sequence.chooser.seed,
         prompt_logprobs=tuple(sequence.prompt_logprobs) if sequence.request.prompt_logprobs else None,
         prompt_top_logprobs=tuple(sequence.prompt_top_logprobs) if sequence.request.prompt_logprobs else None,
+        prompt_states=sequence.pooled.mean() if sequence.pooled else None,
         timings=sequence.clock.timings(),
     )

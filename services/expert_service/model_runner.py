@@ -63,7 +63,8 @@ class ModelRunner:
         self.mixture = mixture
         self.device = model.device
         self.dtype = model.dtype
-        self._stack = decoder_stack(model)[1]
+        stack_name, self._stack = decoder_stack(model)
+        self._body = model.get_submodule(stack_name.rpartition(".")[0])
         self._windows = AttentionWindows.of(model.config.get_text_config())
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         bytes_by_layer = layer_bytes(model)
@@ -111,10 +112,12 @@ class ModelRunner:
         self._hear_second_stream(spans, gates)
         self._cache.view = batch.view
         arguments = {} if all_logits or not self._keeps_logits else {"logits_to_keep": 1}
-        with self._mixing(batch, gates):
+        with self._mixing(batch, gates), self._listening(spans) as heard:
             logits_BQV: Tensor = self._call(batch, self._cache, **arguments).logits
         for gate, state in gates.advanced:
             gate.state = state
+        for states_BQD in heard:
+            _pool(spans, states_BQD)
         return logits_BQV if all_logits else logits_BQV[:, -1]
 
     @torch.inference_mode()
@@ -182,6 +185,23 @@ class ModelRunner:
             for tap_layer in sorted(undecided):
                 stack.enter_context(self.mixture.gates_at_tap(tap_layer, self._decider(tap_layer, batch, gates)))
             yield
+
+    @contextmanager
+    def _listening(self, spans: Items[Span]) -> Iterator[list[Tensor]]:
+        """The pass's last hidden states, [B, Q, D], where one of the spans wants them; otherwise nothing is kept."""
+        heard: list[Tensor] = []
+        if not any(span.sequence.wants_states for span in spans):
+            yield heard
+            return
+
+        def hear(_body: nn.Module, _args: Any, output: Any) -> None:
+            heard.append(output.last_hidden_state)
+
+        handle = self._body.register_forward_hook(hear)
+        try:
+            yield heard
+        finally:
+            handle.remove()
 
     def _decider(self, tap_layer: int, batch: ForwardBatch, gates: SpanGates) -> Any:
         """What the tap's hook does: hear the trunk, then answer for all rows."""
@@ -273,6 +293,13 @@ class _TapReached(Exception):  # control flow, caught where it is made
     def __init__(self, states_BQD: Tensor) -> None:
         super().__init__()
         self.states_BQD = states_BQD
+
+
+def _pool(spans: Items[Span], states_BQD: Tensor) -> None:
+    """Every wanted span's states, which stand at the end of its row, into its sequence's mean."""
+    for span, states_QD in zip(spans, states_BQD, strict=True):
+        if span.sequence.wants_states and span.sequence.pooled is not None:
+            span.sequence.pooled.add(states_QD[-span.count :])
 
 
 def _speaking(weights_TC: Weights) -> Iterable[int]:

@@ -8,6 +8,7 @@ from enum import Enum
 
 from services.expert_service.answer_text import AnswerText
 from services.expert_service.kv_places import Place
+from services.expert_service.pooled_states import PooledStates
 from services.expert_service.sampling import TokenChooser
 from services.expert_service.sequence_gate import SequenceGate
 from services.shared.modeling.adapter_files import Adapter
@@ -80,6 +81,8 @@ class Sequence:
     """The weights at the last computed token: those under which the next one is predicted."""
     prompt_logprobs: list[float | None] = field(default_factory=list)
     prompt_top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    pooled: PooledStates | None = None
+    """The mean of the prompt's states, where it is asked for."""
     must_run_alone: bool = False
     """Memory ran out although it was alone in a pass; at its next try nobody else holds any."""
     cancelled: bool = False
@@ -116,6 +119,11 @@ class Sequence:
         """Log-probabilities of prompt tokens are asked for and not all there."""
         return self.request.prompt_logprobs and len(self.prompt_logprobs) < self.num_prompt
 
+    @property
+    def wants_states(self) -> bool:
+        """The mean of the prompt's states is asked for and not there."""
+        return self.pooled is not None and not self.pooled.is_complete
+
     def restart(self) -> None:
         """Forget what was computed, not what was said: all tokens are read again, the choices go on as they would."""
         self.phase = Phase.WAITING
@@ -123,6 +131,8 @@ class Sequence:
         self.slots = {}
         self.num_computed = 0
         self.gate.restart()
+        if self.pooled is not None:
+            self.pooled.restart()
         if self.wants_prompt_logprobs:
             self.prompt_logprobs.clear()
             self.prompt_top_logprobs.clear()

@@ -7,6 +7,7 @@ from celery import Celery
 from fastapi import Depends, Request
 
 from services.router_service.catalog import Catalog
+from services.router_service.embedding import Embedder
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
@@ -34,6 +35,7 @@ class Resources:
     reader: PromptReader
     request_log: RequestLog
     pipeline: Pipeline
+    embedder: Embedder
     pins: Pins
     queue: Celery
 

@@ -19,6 +19,7 @@ from services.router_service.api import (
     openai_adapters,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_models,
     releases,
     replicas,
@@ -31,6 +32,7 @@ from services.router_service.api.docs import install_docs
 from services.router_service.catalog import Catalog
 from services.router_service.dependencies import Resources
 from services.router_service.discovery import Discovery
+from services.router_service.embedding import Embedder
 from services.router_service.http_protocol import BoundedHttpProtocol
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
@@ -67,6 +69,7 @@ _ROUTES: Final = (
     generate,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_models,
     route,
     experts,
@@ -175,6 +178,7 @@ def _connect(
         reader=reader,
         request_log=request_log,
         pipeline=pipeline,
+        embedder=Embedder(pipeline, max_at_once=own.max_choices),
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=celery_client(settings),
     )

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from services.router_service.admission import Admission
@@ -19,9 +19,9 @@ from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
 from services.router_service.scoring import PromptReader, PromptScores, routed_plan
 from services.shared.config import RouterServiceSettings
-from services.shared.errors import AmoeError, PromptTooLong
+from services.shared.errors import AmoeError, ExpertServiceFailed, PromptTooLong
 from services.shared.schemas.sampling import SamplingParameters
-from services.shared.schemas.sequences import RoutingPlan, SequenceRequest
+from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
 from services.shared.vocabulary import BASE, FinishReason
 
 
@@ -71,15 +71,48 @@ class Pipeline:
 
         Choice 0 of the first is remembered as `request_id`, the others as `request_id-1` and so on.
         """
-        try:
+        with self._refusals_counted(endpoint):
             check_limits(requests, self._settings)
             with ExitStack() as place:
                 place.enter_context(self._admission.admitted(sum(request.num_choices for request in requests)))
                 generations = await self._begin(requests, request_id=request_id, endpoint=endpoint)
                 return Answer(generations, place.pop_all())
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def admitted(self, count: int, *, endpoint: str) -> Iterator[None]:
+        """Places for `count` texts that are read and not answered; what comes of the block is counted."""
+        with self._refusals_counted(endpoint), self._admission.admitted(count):
+            yield
+            self._metrics.requests.labels(endpoint, "read").inc()
+
+    @contextmanager
+    def _refusals_counted(self, endpoint: str) -> Iterator[None]:
+        try:
+            yield
         except AmoeError as error:
             self._metrics.requests.labels(endpoint, error.error_code).inc()
             raise
+
+    async def read(self, prompt: RoutedPrompt, *, request_id: str) -> FinishedEvent:
+        """Have a replica read a prompt for its states. Nobody hears the token that ends it, and no log keeps it."""
+        deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
+        request = SequenceRequest(
+            request_id=request_id,
+            prompt_ids=tuple(prompt.token_ids),
+            sampling=SamplingParameters(max_new_tokens=1),
+            plan=prompt.plan,
+            prompt_states=True,
+        )
+        sequence = await self._dispatcher.open(request, base_fingerprint=prompt.base_fingerprint, deadline=deadline)
+        try:
+            async for event in sequence.events(deadline):
+                if isinstance(event, FinishedEvent):
+                    self._metrics.count_tokens(num_prompt=len(prompt.token_ids), num_generated=0, attribution=())
+                    return event
+        finally:
+            await sequence.close()
+        raise ExpertServiceFailed("The expert service ended a text without a word: send the request again.")
 
     async def _begin(
         self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str
@@ -144,6 +177,12 @@ class Pipeline:
         if speakers.release is None:
             return self._catalog.current().release
         return await self._catalog.release(speakers.release)
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """The longest text that can be read: a token must fit behind it."""
+        max_context = self._max_context()
+        return None if max_context is None else max_context - 1
 
     def _max_candidates(self) -> int:
         return min(self._settings.max_candidates, self._replicas.num_slots or self._settings.max_candidates)

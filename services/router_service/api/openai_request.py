@@ -55,7 +55,7 @@ async def read_completion(body: CompletionRequest, resources: Resources) -> list
     sampling = _sampling(body, num_top_logprobs=body.logprobs or 0)
     return [
         GenerationRequest(
-            prompt=_prompt(prompt, resources),
+            prompt=prompt_of(prompt, resources, param="prompt"),
             speakers=speakers,
             sampling=sampling,
             # Without new tokens there would be nothing to wait for: one is made and left out of the answer.
@@ -95,11 +95,14 @@ def _refuse_unsupported(body: TextRequest) -> None:
         raise InvalidRequest(f"{shown} is not supported here: leave it out.", param=shown, code="unsupported_parameter")
 
 
-async def _speakers(body: TextRequest, resources: Resources) -> Speakers:
+async def speakers_of_model(model: str, resources: Resources) -> Speakers:
+    """Who speaks when `model` is asked for; NotFound for a name that stands for nothing."""
     base = base_name(resources)
-    speakers = await resources.catalog.look_up(
-        lambda now: speakers_of(body.model, base=base, registered=now.registered)
-    )
+    return await resources.catalog.look_up(lambda now: speakers_of(model, base=base, registered=now.registered))
+
+
+async def _speakers(body: TextRequest, resources: Resources) -> Speakers:
+    speakers = await speakers_of_model(body.model, resources)
     if body.routing.experts is None:
         return speakers
     if speakers.weights is not None:
@@ -134,10 +137,11 @@ def _turn(message: Message) -> dict[str, Any]:
     return {"role": role, "content": message.content, **({"name": message.name} if message.name else {})}
 
 
-def _prompt(prompt: str | tuple[int, ...], resources: Resources) -> Prompt:
-    if isinstance(prompt, str):
-        return Prompt(text=prompt)
-    return Prompt(text=resources.reader.text_of(prompt, param="prompt"), token_ids=prompt)
+def prompt_of(given: str | tuple[int, ...], resources: Resources, *, param: str) -> Prompt:
+    """A text, or token ids with the text that they stand for."""
+    if isinstance(given, str):
+        return Prompt(text=given)
+    return Prompt(text=resources.reader.text_of(given, param=param), token_ids=given)
 
 
 def _logged(body: TextRequest) -> Mapping[str, Any]:

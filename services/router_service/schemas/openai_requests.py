@@ -36,7 +36,7 @@ _DEFAULTS_OF_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
 """Fields that would change the answer and are not offered: null and these values ask for nothing."""
 
 
-def _without_nulls(given: Any) -> Any:
+def without_nulls(given: Any) -> Any:
     """Null asks for the default, everywhere in OpenAI's API."""
     return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
@@ -57,15 +57,19 @@ def _joined_text(given: Any) -> Any:
 
 
 def _prompts(given: Any) -> Prompts:
-    """One prompt or several, as text or as token ids."""
+    return listed_prompts(given, limit=MAX_PROMPTS)
+
+
+def listed_prompts(given: Any, *, limit: int) -> Prompts:
+    """One prompt or several, as text or as token ids; ValueError for anything else, and for more than `limit`."""
     if isinstance(given, str):
         return (given,)
     if not isinstance(given, list) or not given:
         raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists.")
     if all(type(item) is int for item in given):
         return (tuple(given),)
-    if len(given) > MAX_PROMPTS:
-        raise ValueError(f"has {len(given)} prompts; at most {MAX_PROMPTS} are accepted.")
+    if len(given) > limit:
+        raise ValueError(f"has {len(given)} texts; at most {limit} are accepted.")
     if all(isinstance(item, str) for item in given):
         return tuple(given)
     if all(isinstance(item, list) and item and all(type(number) is int for number in item) for item in given):
@@ -73,14 +77,17 @@ def _prompts(given: Any) -> Prompts:
     raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists.")
 
 
-_PROMPT_SCHEMA: Final[dict[str, Any]] = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}},
-    ]
-}
+def prompts_schema(limit: int) -> dict[str, Any]:
+    """The JSON schema of `listed_prompts`."""
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    return {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": limit},
+            ids,
+            {"type": "array", "items": ids, "minItems": 1, "maxItems": limit},
+        ]
+    }
 
 
 class RoutingOptions(BaseModel):
@@ -155,7 +162,7 @@ class TextRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _nulls_ask_for_defaults(cls, given: Any) -> Any:
-        return _without_nulls(given)
+        return without_nulls(given)
 
     def unsupported(self) -> str | None:
         """The first field given that would change the answer and cannot be honoured, if any."""
@@ -204,7 +211,7 @@ class CompletionRequest(TextRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": _COMPLETION_EXAMPLES})
 
-    prompt: Annotated[Prompts, PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Annotated[Prompts, PlainValidator(_prompts), WithJsonSchema(prompts_schema(MAX_PROMPTS))]
     max_tokens: int = Field(default=16, ge=0, le=2**31 - 1, description="0 with `echo`: only score the prompt.")
     echo: bool = Field(default=False, description="Put the prompt before the answer.")
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -55,6 +55,7 @@ class SequenceRequest(Wire):
     sampling: SamplingParameters
     plan: RoutingPlan
     prompt_logprobs: bool = False
+    prompt_states: bool = False
 
 
 class TokenEvent(Wire):
@@ -86,7 +87,8 @@ class FinishedEvent(Wire):
     """The end of a sequence. `generated_text` ends before a matched stop string.
 
     `prompt_logprobs` and, with `num_top_logprobs`, `prompt_top_logprobs` are there if asked for, one per prompt token;
-    the first token has neither.
+    the first token has neither. `prompt_states`, if asked for, is the mean over all prompt tokens of the base model's
+    last hidden states, after its final norm, with whoever speaks in the plan speaking.
     """
 
     type: Literal["finished"] = "finished"
@@ -97,6 +99,7 @@ class FinishedEvent(Wire):
     seed: int | None
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[TopLogprobs, ...] | None = None
+    prompt_states: tuple[float, ...] | None = None
     timings: SequenceTimings
 
 

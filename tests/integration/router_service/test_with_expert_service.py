@@ -11,8 +11,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.orm import Session, sessionmaker
+from transformers import AutoModelForCausalLM
 
 from services.router_service.main import build_app
 from services.shared.config import RouterServiceSettings, RouterSettings, Settings
@@ -385,6 +387,77 @@ class TestOpenAI:
         assert mean(details) >= max(map(mean, others))
         assert {details["seed"], *(other["seed"] for other in others)} == {1, 2, 3, 4}
         assert [len(top) for top in details["top_tokens"]] == [2] * len(details["tokens"])
+
+
+def own_states(folder: str, token_ids: list[int]) -> np.ndarray[Any, Any]:
+    """transformers' own last hidden states of a text, averaged: [D]."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        states_1TD = model.base_model(torch.tensor([token_ids])).last_hidden_state
+    averaged: np.ndarray[Any, Any] = states_1TD[0].mean(dim=0).numpy()
+    return averaged
+
+
+class TestEmbeddings:
+    @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}], ids=["base64", "float"])
+    def test_are_the_mean_of_transformers_own_states_in_the_inputs_order(
+        self, ai: openai.OpenAI, replica: Served, encoding: dict[str, Any]
+    ) -> None:
+        texts = [STORY, SUMS, "a", "The dog. " * 60, STORY]
+
+        answer = ai.embeddings.create(model=BASE_MODEL, input=texts, **encoding)
+
+        assert [item.index for item in answer.data] == [0, 1, 2, 3, 4]
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(len(replica.ids(text)) for text in texts)
+        for text, item in zip(texts, answer.data, strict=True):
+            expected_D = own_states(replica.settings.base_model, replica.ids(text))
+            np.testing.assert_allclose(item.embedding, expected_D, atol=1e-5, rtol=1e-5)
+
+    def test_a_text_its_ids_and_its_place_in_a_batch_give_one_vector(self, ai: openai.OpenAI, replica: Served) -> None:
+        alone = ai.embeddings.create(model="base", input=SUMS).data[0].embedding
+        by_ids = ai.embeddings.create(model="base", input=replica.ids(SUMS)).data[0].embedding
+        many = ai.embeddings.create(model="base", input=[replica.ids(STORY * 9)] * 30 + [replica.ids(SUMS)])
+
+        np.testing.assert_allclose(by_ids, alone, atol=1e-5)
+        np.testing.assert_allclose(many.data[-1].embedding, alone, atol=1e-5)
+
+    def test_an_expert_reads_in_its_own_way(self, client: httpx.Client, ai: openai.OpenAI) -> None:
+        import_all(client)
+
+        by_base = np.array(ai.embeddings.create(model="base", input=SUMS).data[0].embedding)
+        by_expert = np.array(ai.embeddings.create(model=f"{BASE_MODEL}:sums", input=SUMS).data[0].embedding)
+
+        assert by_expert.shape == by_base.shape
+        assert np.abs(by_expert - by_base).max() > 1e-3
+
+    @pytest.mark.parametrize(
+        ("asked", "param"),
+        [
+            ({"input": ""}, "input"),
+            ({"input": []}, "input"),
+            ({"input": ["fine", 3]}, "input"),
+            ({"input": ["x"] * 2049}, "input"),
+            ({"input": [99999]}, "input"),
+            ({"input": ["fine", "word " * 2000]}, "input.1"),
+            ({"input": "x", "dimensions": 2}, "dimensions"),
+            ({"input": "x", "encoding_format": "int8"}, "encoding_format"),
+        ],
+        ids=["empty", "nothing", "mixed", "too many", "no token", "too long", "dimensions", "format"],
+    )
+    def test_what_cannot_be_embedded_is_refused_by_name(
+        self, ai: openai.OpenAI, asked: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as refused:
+            ai.embeddings.create(**{"model": "base", "encoding_format": "float", **asked})
+
+        assert refused.value.param == param
+        assert len(refused.value.message) > 20
+
+    def test_a_model_that_is_not_there_is_404(self, ai: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError) as refused:
+            ai.embeddings.create(model="text-embedding-3-small", input="x")
+
+        assert refused.value.code == "model_not_found"
 
 
 class TestAdapterFolder:

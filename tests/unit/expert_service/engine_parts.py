@@ -18,6 +18,7 @@ from services.expert_service.engine import Engine, EngineLimits
 from services.expert_service.kv_places import FIRST_CAPACITY
 from services.expert_service.metrics import EngineMetrics
 from services.expert_service.model_runner import ModelRunner
+from services.expert_service.pooled_states import PooledStates
 from services.expert_service.sampling import TokenChooser
 from services.expert_service.sequence import PlannedAdapter, Sequence
 from services.expert_service.sequence_gate import Scores, SequenceGate, States, Weights
@@ -160,6 +161,7 @@ class HandEngine:
         scorer: ScriptedScorer | None = None,
         candidates: Items[str] | None = None,
         prompt_logprobs: bool = False,
+        prompt_states: bool = False,
         **sampling: Any,
     ) -> Sequence:
         """A sequence under fixed weights, under a scripted router, or of the base model alone."""
@@ -180,6 +182,7 @@ class HandEngine:
             sampling=parameters,
             plan=plan,
             prompt_logprobs=prompt_logprobs,
+            prompt_states=prompt_states,
         )
         planned = [PlannedAdapter(expert, _digest(expert), self.adapters[expert]) for expert in names]
         lowest = min((item.adapter.report.lowest_layer for item in planned), default=None)
@@ -189,6 +192,7 @@ class HandEngine:
             adapters=planned,
             chooser=TokenChooser(parameters, vocab_size=VOCAB_SIZE, device=self.runner.device),
             text=AnswerText(self.tokenizer, prompt_ids=prompt_ids, stop=parameters.stop),
+            pooled=PooledStates(len(prompt_ids)) if prompt_states else None,
         )
 
     def tokens(self, name: str) -> list[TokenEvent]:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from services.router_service.catalog import Catalog
 from services.router_service.embedding import Embedder
+from services.router_service.job_submission import JobSubmission
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
@@ -38,6 +39,7 @@ class Resources:
     embedder: Embedder
     pins: Pins
     queue: Celery
+    submission: JobSubmission
 
 
 def _resources(request: Request) -> Resources:

@@ -10,32 +10,31 @@ from sqlalchemy.orm import Session
 from services.router_service.transactions import Transactions
 from services.shared import jobs
 from services.shared.database.rows import FileRow, JobRow
-from services.shared.errors import InvalidDataset, InvalidRequest, NotFound
+from services.shared.errors import InvalidDataset, NotFound, Overloaded
 from services.shared.queue import enqueue_job
 from services.shared.registry import latest_versions
-from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
+from services.shared.schemas.jobs import JobSpecBase
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
 from services.shared.training_text import count_examples
-from services.shared.vocabulary import BASE
 
 log = get_logger(__name__)
-
-Spec = ExpertJobSpec | RouterJobSpec
 
 
 class JobSubmission:
     """Checks what a job needs, makes its row, and tells the workers."""
 
-    def __init__(self, transactions: Transactions, storage: Storage, queue: Celery) -> None:
+    def __init__(self, transactions: Transactions, storage: Storage, queue: Celery, *, max_unfinished: int) -> None:
         self._transactions = transactions
         self._storage = storage
         self._queue = queue
+        self._max_unfinished = max_unfinished
 
-    async def submit(self, spec: Spec, *, idempotency_key: str | None) -> JobRow:
+    async def submit(self, spec: JobSpecBase, *, idempotency_key: str | None) -> JobRow:
         """The queued job; the same one again for a key that was used before.
 
-        Raises NotFound for files and experts that are not there and InvalidDataset, with the line, for bad files.
+        Raises NotFound for files and experts that are not there, InvalidDataset, with the line, for bad files, and
+        Overloaded for a user with too many unfinished jobs.
         """
         known = await self._transactions.run(_with_key, idempotency_key)
         if known is not None:
@@ -43,11 +42,23 @@ class JobSubmission:
         files = await self._transactions.run(_check_spec, spec)
         for field, row in files.items():
             await asyncio.to_thread(self._read_through, field, row)
-        job = await self._transactions.run(_create, spec, idempotency_key)
-        # After the commit, with the id only; a message lost here is sent again by a worker.
-        if not await asyncio.to_thread(enqueue_job, self._queue, job.id):
-            log.warning("queue unreachable, the workers will find the job", job=job.id)
+        default_queue = self._queue.conf.task_default_queue
+        job = await self._transactions.run(
+            _create, spec, idempotency_key, default_queue=default_queue, max_unfinished=self._max_unfinished
+        )
+        await self._tell_workers(job)
         return job
+
+    async def resume(self, job_id: str) -> JobRow:
+        """The paused job, queued again. Raises NotFound, and Conflict for a job that is not paused."""
+        job = await self._transactions.run(jobs.resume_job, job_id)
+        await self._tell_workers(job)
+        return job
+
+    async def _tell_workers(self, job: JobRow) -> None:
+        # After the commit, with the id only; a message lost here is sent again by a worker.
+        if not await asyncio.to_thread(enqueue_job, self._queue, job.id, queue=job.queue):
+            log.warning("queue unreachable, the workers will find the job", job=job.id)
 
     def _read_through(self, field: str, row: FileRow) -> None:
         path = self._storage.upload(row.id)
@@ -67,29 +78,12 @@ def _with_key(session: Session, idempotency_key: str | None) -> JobRow | None:
     return session.scalar(select(JobRow).where(JobRow.idempotency_key == idempotency_key))
 
 
-def _check_spec(session: Session, spec: Spec) -> Mapping[str, FileRow]:
+def _check_spec(session: Session, spec: JobSpecBase) -> Mapping[str, FileRow]:
     """The files that the job reads, by the field that names them."""
-    if isinstance(spec, ExpertJobSpec):
-        _check_expert_job(spec)
-    elif spec.experts is not None:
-        latest_versions(session, spec.experts)
-    return {field: _find_file(session, field, file_id) for field, file_id in _named_files(spec).items()}
-
-
-def _check_expert_job(spec: ExpertJobSpec) -> None:
-    if spec.name == BASE:
-        raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
-    if spec.activate and not spec.add_to_release:
-        raise InvalidRequest("activate needs add_to_release: a release is what is activated.", param="activate")
-
-
-def _named_files(spec: Spec) -> dict[str, str]:
-    if isinstance(spec, ExpertJobSpec):
-        named = {"training_file": spec.training_file, "validation_file": spec.validation_file}
-    else:
-        named = {f"training_files.{name}": file_id for name, file_id in spec.training_files.items()}
-        named["generic_file"] = spec.generic_file
-    return {field: file_id for field, file_id in named.items() if file_id is not None}
+    spec.check()
+    if experts := spec.named_experts():
+        latest_versions(session, experts)
+    return {field: _find_file(session, field, file_id) for field, file_id in spec.named_files().items()}
 
 
 def _find_file(session: Session, field: str, file_id: str) -> FileRow:
@@ -100,15 +94,37 @@ def _find_file(session: Session, field: str, file_id: str) -> FileRow:
     return row
 
 
-def _create(session: Session, spec: Spec, idempotency_key: str | None) -> JobRow:
+def _create(
+    session: Session, spec: JobSpecBase, idempotency_key: str | None, *, default_queue: str, max_unfinished: int
+) -> JobRow:
     # The lock makes a repeated request, come while the first is here, find the first's job.
     if idempotency_key is not None:
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(idempotency_key, 0))))
+        _lock(session, f"key {idempotency_key}")
         known = _with_key(session, idempotency_key)
         if known is not None:
             return known
     _check_spec(session, spec)
-    row = jobs.create_job(session, spec)
+    _check_limit(session, spec.user, max_unfinished)
+    row = jobs.create_job(session, spec, default_queue=default_queue)
     row.idempotency_key = idempotency_key
     session.flush()
     return row
+
+
+def _check_limit(session: Session, user: str | None, max_unfinished: int) -> None:
+    # The lock makes requests of one user count one after the other.
+    _lock(session, f"user {user or ''}")
+    num_unfinished = jobs.num_unfinished(session, user=user)
+    if num_unfinished >= max_unfinished:
+        whose = f"{user} has" if user else "There are"
+        raise Overloaded(
+            f"{whose} {num_unfinished} jobs that have not ended, and {max_unfinished} are allowed: wait for one, or "
+            "cancel one (GET /jobs?status=queued lists those that wait).",
+            param="user",
+            code="too_many_jobs",
+        )
+
+
+def _lock(session: Session, what: str) -> None:
+    """Until the end of the transaction, against whoever locks the same."""
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))

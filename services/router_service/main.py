@@ -34,6 +34,7 @@ from services.router_service.dependencies import Resources
 from services.router_service.discovery import Discovery
 from services.router_service.embedding import Embedder
 from services.router_service.http_protocol import BoundedHttpProtocol
+from services.router_service.job_submission import JobSubmission
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
@@ -167,6 +168,7 @@ def _connect(
     pipeline = Pipeline(
         catalog=catalog, reader=reader, replicas=replicas, request_log=request_log, metrics=metrics, settings=own
     )
+    queue = celery_client(settings)
     return Resources(
         settings=settings,
         metrics=metrics,
@@ -180,7 +182,8 @@ def _connect(
         pipeline=pipeline,
         embedder=Embedder(pipeline, max_at_once=own.max_choices),
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
-        queue=celery_client(settings),
+        queue=queue,
+        submission=JobSubmission(transactions, storage, queue, max_unfinished=own.max_unfinished_jobs),
     )
 
 

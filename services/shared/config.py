@@ -141,6 +141,9 @@ class RouterServiceSettings(Section):
         le=1024,
         description="Experts that may speak in one request; at most a replica's slots, fewer if not all fit.",
     )
+    max_unfinished_jobs: int = Field(
+        default=100, ge=1, description="Jobs of one user that have not ended; more get 429. See `user` in POST /jobs."
+    )
     catalog_poll_s: float = Field(default=0.5, gt=0, description="How soon another process's activation is seen.")
     request_log_queue: int = Field(
         default=4096, ge=1, description="Routing logs waiting to be written; more are dropped and counted."

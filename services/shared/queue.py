@@ -30,20 +30,32 @@ def celery_client(settings: Settings) -> Celery:
     return client
 
 
-def enqueue_job(client: Celery, job_id: str) -> bool:
-    """Tell the workers of a job; call it after the commit. False when the broker cannot be reached: a worker will
-    find the queued row by itself as soon as the broker is back."""
+def enqueue_job(client: Celery, job_id: str, *, queue: str | None = None) -> bool:
+    """Tell the workers of `queue` (default: the client's) of a job; call it after the commit.
+
+    Whoever gets the message takes the job whose turn it is, which may be another. False when the broker cannot be
+    reached: a worker will find the queued row by itself as soon as the broker is back.
+    """
     retry_policy = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.1}
     try:
-        client.send_task(RUN_JOB, kwargs={"job_id": job_id}, ignore_result=True, retry_policy=retry_policy)
+        client.send_task(
+            RUN_JOB,
+            kwargs={"job_id": job_id},
+            queue=queue or client.conf.task_default_queue,
+            ignore_result=True,
+            retry_policy=retry_policy,
+        )
     except OperationalError:
         return False
     return True
 
 
-def num_waiting(client: Celery) -> int:
-    """Messages in the queue that no worker has taken yet. Raises kombu's OperationalError when the broker is down."""
-    name = client.conf.task_default_queue
+def num_waiting(client: Celery, *, queue: str | None = None) -> int:
+    """Messages in `queue` (default: the client's) that no worker has taken yet.
+
+    Raises kombu's OperationalError when the broker is down.
+    """
+    name = queue or client.conf.task_default_queue
     with client.connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, timeout=_CONNECT_TIMEOUT_S)
         with connection.channel() as channel:

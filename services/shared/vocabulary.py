@@ -83,11 +83,19 @@ class JobKind(StrEnum):
     ROUTER = "router"
 
 
+class JobQueue(StrEnum):
+    """Which workers may take a job: those on machines without a GPU, or with one."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
 class JobStatus(StrEnum):
     """Life of a job; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -49,6 +49,7 @@ def run_expert_job(context: JobContext) -> Publish:
         output_dir=context.folder.work,
         on_progress=context.report,
         should_stop=context.should_stop,
+        should_keep_state=context.should_keep_state,
         num_threads=settings.trainer.num_threads,
     )
     _note_gain(context, training)

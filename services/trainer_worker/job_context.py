@@ -31,7 +31,11 @@ class Note(Protocol):
 
 @dataclass(frozen=True)
 class JobContext:
-    """One attempt at one job. `report`, `note` and `should_stop` may be called as often as one likes: none blocks."""
+    """One attempt at one job. `report`, `note` and `should_stop` may be called as often as one likes: none blocks.
+
+    `should_keep_state` says of a job that should stop that it will go on later (it is to be paused, or the worker shuts
+    down): what can checkpoint does so first, at the end of its step, and then raises TrainingStopped.
+    """
 
     job_id: str
     spec: Mapping[str, Any]
@@ -43,6 +47,7 @@ class JobContext:
     report: Callable[[TrainingProgress], None]
     note: Note
     should_stop: Callable[[], bool]
+    should_keep_state: Callable[[], bool]
 
     def enter(self, phase: str) -> None:
         """Report the next phase, unless the job should stop: then raise TrainingStopped."""

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
 from services.shared.errors import Conflict
-from services.shared.jobs import claim_job, finish_job, hand_back_job, hold_job
+from services.shared.jobs import claim_job, claim_next_job, finish_job, hand_back_job, hold_job
 from services.shared.storage import Storage
 from services.shared.telemetry import bound, get_logger
 from services.shared.vocabulary import JobKind, JobStatus
@@ -28,6 +28,10 @@ _PATIENCE_S: Final = 600.0
 """How long an ended job waits for a database that is away before it leaves the rest to the next attempt."""
 
 _PUBLISH_ATTEMPTS: Final = 20
+
+
+Claim = Callable[..., JobRow | None]
+"""`claim_job` or `claim_next_job`, but for who claims."""
 
 
 class LeaseLost(Exception):
@@ -47,13 +51,20 @@ class JobRunner:
 
     def run(self, job_id: str) -> None:
         """Run `job_id` to its end, if it is to be had."""
-        row = self._claim(job_id)
+        self._run(partial(claim_job, job_id=job_id))
+
+    def run_next(self, queue: str) -> None:
+        """Run the job of `queue` whose turn it is, if there is one."""
+        self._run(partial(claim_next_job, queue=queue))
+
+    def _run(self, claim: Claim) -> None:
+        row = self._claim(claim)
         if row is None:
-            log.info("nothing to do for this message", job=job_id)
+            log.info("no job is to be had")
             return
-        folder = JobFolder(self.storage, job_id)
-        pulse = Pulse(job_id, owner=self.owner, sessions=self.sessions, settings=self.settings.trainer)
-        with bound(job=job_id), _logging_to(folder), pulse:
+        folder = JobFolder(self.storage, row.id)
+        pulse = Pulse(row.id, owner=self.owner, sessions=self.sessions, settings=self.settings.trainer)
+        with bound(job=row.id), _logging_to(folder), pulse:
             log.info("job started", kind=row.kind, attempt=row.attempt)
             self._attempt(self._context(row, folder, pulse), pulse)
 
@@ -98,7 +109,7 @@ class JobRunner:
             log.info("job cancelled")
         else:
             self._with_patience(partial(self._hand_back, context, pulse), pulse)
-            log.info("job handed back")
+            log.info("job let go of, to go on from its last checkpoint")
 
     def _failed(self, context: JobContext, pulse: Pulse, error: Exception) -> None:
         reason = failure_reason(error, job_id=context.job_id)
@@ -117,24 +128,27 @@ class JobRunner:
         with self.sessions.begin() as session:
             hand_back_job(session, context.job_id, owner=self.owner)
 
-    def _claim(self, job_id: str) -> JobRow | None:
+    def _claim(self, claim: Claim) -> JobRow | None:
         claimed: list[JobRow | None] = []
         trainer = self.settings.trainer
 
-        def claim() -> None:
+        def try_to() -> None:
             with self.sessions.begin() as session:
                 claimed.append(
-                    claim_job(
-                        session, job_id, owner=self.owner, lease_s=trainer.lease_s, max_attempts=trainer.max_attempts
-                    )
+                    claim(session, owner=self.owner, lease_s=trainer.lease_s, max_attempts=trainer.max_attempts)
                 )
 
-        with_patience(claim, patience_s=_PATIENCE_S, is_over=self.shutting_down)
+        with_patience(try_to, patience_s=_PATIENCE_S, is_over=self.shutting_down)
         return claimed[-1] if claimed else None
 
     def _context(self, row: JobRow, folder: JobFolder, pulse: Pulse) -> JobContext:
         def should_stop() -> bool:
-            return pulse.lost or pulse.cancel_requested or pulse.orphaned or self.shutting_down()
+            return pulse.lost or pulse.cancel_requested or pulse.orphaned or should_keep_state()
+
+        def should_keep_state() -> bool:
+            # Of a lost job nothing may be written: its successor may be at work in the same folder.
+            unwanted = pulse.lost or pulse.cancel_requested or pulse.orphaned
+            return not unwanted and (pulse.pause_requested or self.shutting_down())
 
         return JobContext(
             job_id=row.id,
@@ -147,6 +161,7 @@ class JobRunner:
             report=pulse.report,
             note=pulse.note,
             should_stop=should_stop,
+            should_keep_state=should_keep_state,
         )
 
     def _with_patience(self, action: Callable[[], None], pulse: Pulse) -> None:

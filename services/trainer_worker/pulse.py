@@ -48,11 +48,13 @@ class Event:
 
 
 class Pulse:
-    """Runs inside `with`. `lost` and `cancel_requested` are what the row said last; neither goes back to False."""
+    """Runs inside `with`. `lost`, `cancel_requested` and `pause_requested` are what the row said last; the first two
+    never go back to False."""
 
     def __init__(self, job_id: str, *, owner: str, sessions: sessionmaker[Session], settings: TrainerSettings) -> None:
         self.lost = False
         self.cancel_requested = False
+        self.pause_requested = False
         self.orphaned = False
         self._job_id = job_id
         self._owner = owner
@@ -125,6 +127,7 @@ class Pulse:
             self._forget(progress, len(events))
         self.lost = self.lost or not lease.held
         self.cancel_requested = self.cancel_requested or lease.cancel_requested
+        self.pause_requested = lease.pause_requested
 
     def _lease(self, session: Session, *, renew: bool) -> Lease:
         if not renew:

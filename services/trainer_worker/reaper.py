@@ -27,14 +27,16 @@ def reap_once(sessions: sessionmaker[Session], client: Celery, settings: Setting
     """One round: take back jobs of lost workers and send for them; send again for queued jobs whose message is gone."""
     with sessions.begin() as session:
         reaped = reap_jobs(session, max_attempts=settings.trainer.max_attempts)
-    for job_id in (*reaped.requeued, *reaped.ended):
+    for job_id in (*reaped.requeued, *reaped.paused, *reaped.ended):
         log.warning("a job's worker was lost", job=job_id, requeued=job_id in reaped.requeued)
     with sessions.begin() as session:
         waiting = waiting_jobs(session, older_than_s=settings.trainer.reap_every_s)
-    # As many messages as waiting jobs: all is well. Fewer: some are lost, and a message too many does no harm.
-    if num_waiting(client) < len(waiting):
-        for job_id in waiting:
-            enqueue_job(client, job_id)
+    for queue in sorted({job.queue for job in waiting}):
+        ids = [job.id for job in waiting if job.queue == queue]
+        # As many messages as waiting jobs: all is well. Fewer: some are lost, and a message too many does no harm.
+        if num_waiting(client, queue=queue) < len(ids):
+            for job_id in ids:
+                enqueue_job(client, job_id, queue=queue)
     return reaped
 
 

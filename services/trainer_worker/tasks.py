@@ -13,16 +13,20 @@ from typing import Any
 from services.shared.config import Settings
 from services.shared.database.session import open_engine, session_factory
 from services.shared.storage import Storage
+from services.shared.telemetry import get_logger
 from services.trainer_worker.job_runner import JobRunner
 from services.trainer_worker.lease_keeper import kept_leases
 
+log = get_logger(__name__)
+
 
 def run_job(*, job_id: str, settings: Settings, shutting_down: Callable[[], bool], **_future: Any) -> None:
-    """Run a job if it is still to be had; a second message for the same job does nothing."""
+    """Run the job whose turn it is in this worker's queue, be it `job_id` or another; without any, do nothing."""
     if settings.trainer.num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.trainer.num_threads)  # torch reads it when it is imported
     terminated = _note_termination()
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    log.debug("woken", job=job_id)
     with kept_leases(owner, settings):
         engine = open_engine(settings.database, application_name="adaptive-moe-job")
         runner = JobRunner(
@@ -33,7 +37,8 @@ def run_job(*, job_id: str, settings: Settings, shutting_down: Callable[[], bool
             shutting_down=lambda: shutting_down() or terminated(),
         )
         try:
-            runner.run(job_id)
+            # The message says that there is work; which job's turn it is, the rows say.
+            runner.run_next(settings.trainer.celery_queue)
         finally:
             engine.dispose()
 

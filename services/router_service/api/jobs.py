@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from services.router_service.api.event_stream import SSE_KEEP_ALIVE, EventStreamResponse, sse_event
 from services.router_service.api.examples import ERRORS, JOB_EXAMPLES
 from services.router_service.dependencies import ResourcesDep
-from services.router_service.job_submission import JobSubmission
 from services.router_service.schemas.listing import DEFAULT_LIMIT, After, Limit, Listing, page
 from services.router_service.transactions import Transactions
 from services.shared import jobs
@@ -37,8 +36,7 @@ async def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Queue a job. Its files are read through first, so a bad line is told here and not in the middle of the night."""
-    submission = JobSubmission(resources.transactions, resources.storage, resources.queue)
-    return shown(await submission.submit(spec, idempotency_key=idempotency_key))
+    return shown(await resources.submission.submit(spec, idempotency_key=idempotency_key))
 
 
 @router.get("")
@@ -62,8 +60,21 @@ async def get_job(job_id: str, resources: ResourcesDep) -> Job:
 
 @router.post("/{job_id}/cancel")
 async def cancel_job(job_id: str, resources: ResourcesDep) -> Job:
-    """Cancel a queued job at once; a running one stops within one step. 409 if it has ended."""
+    """Cancel a queued or paused job at once; a running one stops within one step. 409 if it has ended."""
     return shown(await resources.transactions.run(jobs.request_cancel, job_id))
+
+
+@router.post("/{job_id}/pause")
+async def pause_job(job_id: str, resources: ResourcesDep) -> Job:
+    """Pause a queued job at once; a running one keeps its state and frees its worker within one step. 409 if it has
+    ended."""
+    return shown(await resources.transactions.run(jobs.request_pause, job_id))
+
+
+@router.post("/{job_id}/resume")
+async def resume_job(job_id: str, resources: ResourcesDep) -> Job:
+    """Queue a paused job again: it goes on exactly where it was. 409 if it is not paused."""
+    return shown(await resources.submission.resume(job_id))
 
 
 @router.get(
@@ -125,8 +136,12 @@ def shown(row: JobRow) -> Job:
             "kind": row.kind,
             "status": row.status,
             "spec": row.spec,
+            "priority": row.priority,
+            "queue": row.queue,
+            "user": row.user_name,
             "attempt": row.attempt,
             "cancel_requested": row.cancel_requested,
+            "pause_requested": row.pause_requested,
             "progress": JobProgress(
                 phase=row.phase,
                 step=row.step,

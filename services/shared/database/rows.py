@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from services.shared.vocabulary import VersionStatus
+from services.shared.vocabulary import JobQueue, VersionStatus
 
 Json = dict[str, Any]
 
@@ -144,17 +144,24 @@ class JobRow(Row):
     """A job: the truth about it. The broker's message only says that it is there (DESIGN D6)."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("ix_jobs_status_created_at", "status", "created_at"),)
+    __table_args__ = (
+        Index("ix_jobs_status_created_at", "status", "created_at"),
+        Index("ix_jobs_user_name_status", "user_name", "status"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)  # a client's repeated POST finds its first job
     kind: Mapped[str]
     status: Mapped[str]
     spec: Mapped[Json]
+    queue: Mapped[str] = mapped_column(server_default=JobQueue.CPU.value)
+    priority: Mapped[int] = mapped_column(server_default=text("0"))
+    user_name: Mapped[str | None]  # `user` is a word of SQL's own
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    pause_requested: Mapped[bool] = mapped_column(server_default=text("false"))
     phase: Mapped[str] = mapped_column(server_default="")
     step: Mapped[int] = mapped_column(server_default=text("0"))
     total_steps: Mapped[int | None]
@@ -180,6 +187,17 @@ class JobEventRow(Row):
     type: Mapped[str]  # message | metrics | status
     message: Mapped[str]
     data: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
+
+
+class JobMetricRow(Row):
+    """What a job measured at one step: its loss and the like. A step that is done again overwrites its figures."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    figures: Mapped[Json]
 
 
 class RequestRow(Row):

@@ -1,20 +1,57 @@
 """Jobs as they are submitted and shown."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobStatus, RouterKind
+from services.shared.errors import InvalidRequest
+from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobQueue, JobStatus, RouterKind
 
 ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
 FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
+UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}$")]
+LOWEST_PRIORITY: Final = 0
+HIGHEST_PRIORITY: Final = 9
 
 
 class Spec(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobSpecBase(Spec):
+    """What every job may say beside what it makes. These four fields are kept in the job's row, not in its spec."""
+
+    kind: JobKind
+    priority: int = Field(
+        default=LOWEST_PRIORITY,
+        ge=LOWEST_PRIORITY,
+        le=HIGHEST_PRIORITY,
+        exclude=True,
+        description="A worker takes the highest first, of equal ones the oldest.",
+    )
+    queue: JobQueue | None = Field(
+        default=None, exclude=True, description="Which workers may take it. Default: the setting trainer.celery_queue."
+    )
+    user: UserName | None = Field(
+        default=None, exclude=True, description="Whose job it is; the limit on unfinished jobs is per user."
+    )
+    dry_run: bool = Field(
+        default=False, exclude=True, description="Check and estimate only: nothing is queued, the answer is a 200."
+    )
+
+    def named_files(self) -> dict[str, str]:
+        """Ids of the uploaded training files that the job reads, by the field that names them."""
+        return {}
+
+    def named_experts(self) -> tuple[str, ...]:
+        """Experts that must be there when the job is submitted."""
+        return ()
+
+    def check(self) -> None:
+        """Raise InvalidRequest for fields that contradict each other."""
 
 
 class ExpertHyperparameters(Spec):
@@ -52,7 +89,7 @@ class ExpertHyperparameters(Spec):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class ExpertJobSpec(Spec):
+class ExpertJobSpec(JobSpecBase):
     """Train an expert from a file and, if asked, let it join the mixture."""
 
     kind: Literal[JobKind.EXPERT] = JobKind.EXPERT
@@ -65,6 +102,18 @@ class ExpertJobSpec(Spec):
     add_to_release: bool = False
     activate: bool = False
 
+    def named_files(self) -> dict[str, str]:
+        """Training and validation file."""
+        named = {"training_file": self.training_file, "validation_file": self.validation_file}
+        return {field: file_id for field, file_id in named.items() if file_id is not None}
+
+    def check(self) -> None:
+        """A name of its own, and a release if one is to be activated."""
+        if self.name == BASE:
+            raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+        if self.activate and not self.add_to_release:
+            raise InvalidRequest("activate needs add_to_release: a release is what is activated.", param="activate")
+
 
 class RouterHyperparameters(Spec):
     """Training of a learned router (ignored by `bayes`, which needs none)."""
@@ -76,7 +125,7 @@ class RouterHyperparameters(Spec):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class RouterJobSpec(Spec):
+class RouterJobSpec(JobSpecBase):
     """Make a router over a set of experts; settings not given come from the service's configuration."""
 
     kind: Literal[JobKind.ROUTER] = JobKind.ROUTER
@@ -92,6 +141,15 @@ class RouterJobSpec(Spec):
     hyperparameters: RouterHyperparameters = RouterHyperparameters()
     create_release: bool = True
     activate: bool = False
+
+    def named_files(self) -> dict[str, str]:
+        """Text of the experts and of the base row."""
+        named = {f"training_files.{name}": file_id for name, file_id in self.training_files.items()}
+        return named | ({"generic_file": self.generic_file} if self.generic_file is not None else {})
+
+    def named_experts(self) -> tuple[str, ...]:
+        """Those that the router is to know."""
+        return self.experts or ()
 
 
 JobSpec = Annotated[ExpertJobSpec | RouterJobSpec, Field(discriminator="kind")]
@@ -115,8 +173,12 @@ class Job(BaseModel):
     kind: JobKind
     status: JobStatus
     spec: dict[str, Any]
+    priority: int
+    queue: str
+    user: str | None
     attempt: int
     cancel_requested: bool
+    pause_requested: bool
     progress: JobProgress
     result: dict[str, Any] | None
     error: dict[str, Any] | None

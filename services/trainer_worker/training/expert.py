@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, TrainerState, TrainingArguments, set_seed
+from transformers import AutoTokenizer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from services.shared.schemas.jobs import ExpertHyperparameters
@@ -87,6 +87,7 @@ def train_expert(  # noqa: PLR0913
     output_dir: Path,
     on_progress: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
+    should_keep_state: Callable[[], bool] = lambda: False,
     resume: bool = True,
     num_threads: int | None = None,
 ) -> ExpertTraining:
@@ -95,8 +96,8 @@ def train_expert(  # noqa: PLR0913
     Called again with the same arguments after an interruption, it goes on from the last checkpoint and, on
     the CPU, ends with exactly the weights of an uninterrupted run; called after the end, it returns the same
     result at once; called with other arguments, it starts over. Raises TrainingStopped within one step of
-    `should_stop()`, InvalidDataset or InvalidRequest for what the caller can mend, JobFailed for a loss that
-    left the finite numbers.
+    `should_stop()`, after a checkpoint if `should_keep_state()` too, InvalidDataset or InvalidRequest for what
+    the caller can mend, JobFailed for a loss that left the finite numbers.
     """
     started_at = time.monotonic()
     if num_threads is not None:
@@ -125,11 +126,13 @@ def train_expert(  # noqa: PLR0913
         validation=validation_blocks,
         collator=partial(collate, pad_id=_pad_id(base), with_positions=takes_positions(base)),
         should_stop=should_stop,
+        should_keep_state=should_keep_state,
     )
     with model.disable_adapter():
         base_eval_loss = trainer.validation_loss()
     divergence = Divergence(base_eval_loss=base_eval_loss, vocab_size=vocab_size_of(base))
-    state = _run(trainer, hyperparameters, folder, divergence=divergence, on_progress=on_progress)
+    checkpointing = Checkpointing(folder.checkpoints, should_keep_state=should_keep_state)
+    state = _run(trainer, hyperparameters, folder, callbacks=(divergence, checkpointing), on_progress=on_progress)
     assert state.best_global_step is not None
     assert state.best_metric is not None
     return folder.finish(
@@ -148,7 +151,7 @@ def _run(
     hyperparameters: ExpertHyperparameters,
     folder: "_TrainingFolder",
     *,
-    divergence: Divergence,
+    callbacks: Sequence[TrainerCallback],
     on_progress: Callable[[TrainingProgress], None],
 ) -> TrainerState:
     """Train from the last checkpoint, if there is one, to the end, and return the final state."""
@@ -160,8 +163,8 @@ def _run(
         if early_stop.is_due(state):
             return state
         first_step = state.global_step
-    trainer.add_callback(divergence)
-    trainer.add_callback(Checkpointing(folder.checkpoints))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.add_callback(early_stop)
     trainer.add_callback(Reporting(on_progress, first_step=first_step, step_loss=lambda: trainer.step_loss))
     set_seed(hyperparameters.seed)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from services.shared.errors import JobFailed
 from services.trainer_worker.checkpoints import mark_complete
-from services.trainer_worker.progress import StepClock, TrainingProgress
+from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
 
 CHECKPOINT_EVERY_S = 120.0
 """A kill loses at most so much work, however rare the evaluations are."""
@@ -60,10 +60,18 @@ class Divergence(TrainerCallback):
 
 
 class Checkpointing(TrainerCallback):
-    """A checkpoint with every evaluation, at the end and every CHECKPOINT_EVERY_S; each is marked once it is whole."""
+    """A checkpoint with every evaluation, at the end, every CHECKPOINT_EVERY_S, and before a stop after which the
+    training is to go on; each is marked once it is whole."""
 
-    def __init__(self, folder: Path, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        should_keep_state: Callable[[], bool] = lambda: False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
+        self._should_keep_state = should_keep_state
         self._now = now
         self._saved_at = now()
 
@@ -72,13 +80,15 @@ class Checkpointing(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
             control.should_save = True
-        elif self._now() - self._saved_at >= CHECKPOINT_EVERY_S:
+        elif self._should_keep_state() or self._now() - self._saved_at >= CHECKPOINT_EVERY_S:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint that was just written."""
+        """Mark the checkpoint that was just written, and stop if that was what it was for."""
         mark_complete(self._folder / f"checkpoint-{state.global_step}")
         self._saved_at = self._now()
+        if self._should_keep_state():
+            raise TrainingStopped
 
 
 class Reporting(TrainerCallback):

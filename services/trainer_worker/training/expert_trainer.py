@@ -67,7 +67,7 @@ def collate(blocks: Sequence[Block], *, pad_id: int, with_positions: bool) -> Ba
 class ExpertTrainer(Trainer):
     """Trains the adapter in `model`. `step_loss` is the mean loss per token of the step just done."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: PeftModel,
         args: TrainingArguments,
@@ -76,6 +76,7 @@ class ExpertTrainer(Trainer):
         validation: Sequence[Block],
         collator: Callable[[Sequence[Block]], Batch],
         should_stop: Callable[[], bool],
+        should_keep_state: Callable[[], bool],
     ) -> None:
         super().__init__(
             model=model,
@@ -89,6 +90,7 @@ class ExpertTrainer(Trainer):
         self._collator = collator
         self._validation = validation
         self._should_stop = should_stop
+        self._should_keep_state = should_keep_state
         self._micro_losses: list[float] = []
 
     @property
@@ -99,7 +101,8 @@ class ExpertTrainer(Trainer):
     def validation_loss(self) -> float:
         """Mean loss in nats per token over the validation blocks, every token weighing the same.
 
-        Draws no random numbers.
+        Draws no random numbers. During training, a stop that keeps the state waits for its end: what was trained since
+        the last checkpoint would be lost otherwise.
         """
         batch_size = self.args.per_device_eval_batch_size
         total, num_targets = 0.0, 0
@@ -107,7 +110,7 @@ class ExpertTrainer(Trainer):
         self._adapter.eval()
         with torch.no_grad():
             for start in range(0, len(self._validation), batch_size):
-                if self._should_stop():
+                if self._should_stop() and not (self.state.global_step and self._should_keep_state()):
                     raise TrainingStopped
                 batch = self._collator(self._validation[start : start + batch_size])
                 batch = {key: value.to(self.args.device) for key, value in batch.items()}
@@ -129,8 +132,11 @@ class ExpertTrainer(Trainer):
         return metrics
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; stops on request, and fails before a loss that is not finite does harm."""
-        if self._should_stop():
+        """One forward and backward pass; stops on request, and fails before a loss that is not finite does harm.
+
+        A stop that keeps the state is left to Checkpointing, at the end of the step.
+        """
+        if self._should_stop() and not self._should_keep_state():
             raise TrainingStopped
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = loss.item()

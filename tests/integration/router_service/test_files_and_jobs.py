@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -204,6 +205,78 @@ class TestJobs:
 
         assert again.status_code == 409
         assert again.headers["x-should-retry"] == "false"
+
+
+class TestPausing:
+    def test_a_paused_job_waits_until_it_is_resumed(self, client: httpx.Client, redis_url: str) -> None:
+        job_id = submit(client, upload(client)).json()["id"]
+        paused = client.post(f"/jobs/{job_id}/pause").json()
+        with redis.Redis.from_url(redis_url) as broker:
+            broker.flushdb()
+
+            resumed = client.post(f"/jobs/{job_id}/resume").json()
+
+            assert broker.llen("cpu") == 1
+        assert (paused["status"], resumed["status"]) == ("paused", "queued")
+        again = client.post(f"/jobs/{job_id}/resume")
+        assert error_of(again, 409)["code"] == "job_not_paused"
+
+    def test_of_an_ended_or_unknown_job_is_refused(self, client: httpx.Client) -> None:
+        job_id = submit(client, upload(client)).json()["id"]
+        client.post(f"/jobs/{job_id}/cancel")
+
+        for verb in ("pause", "resume"):
+            error_of(client.post(f"/jobs/{job_id}/{verb}"), 409)
+            error_of(client.post(f"/jobs/job-unknown/{verb}"), 404)
+
+
+class TestTurns:
+    def test_priority_queue_and_user_are_the_rows_and_no_part_of_the_spec(
+        self, client: httpx.Client, redis_url: str
+    ) -> None:
+        with redis.Redis.from_url(redis_url) as broker:
+            broker.flushdb()
+            job = submit(client, upload(client), priority=7, queue="gpu", user="ann@example.org").json()
+            assert (broker.llen("gpu"), broker.llen("cpu")) == (1, 0)
+
+        assert (job["priority"], job["queue"], job["user"]) == (7, "gpu", "ann@example.org")
+        assert not {"priority", "queue", "user", "dry_run"} & set(job["spec"])
+
+    def test_what_is_no_priority_queue_or_user_is_refused(
+        self, client: httpx.Client, subtests: pytest.Subtests
+    ) -> None:
+        file_id = upload(client)
+        cases: tuple[dict[str, Any], ...] = (
+            {"priority": 10}, {"priority": -1}, {"queue": "tpu"}, {"user": "a b"}, {"user": "x" * 129}
+        )  # fmt: skip
+        for fields in cases:
+            with subtests.test(str(fields)[:40]):
+                assert error_of(submit(client, file_id, **fields), 400)["param"] == next(iter(fields))
+
+
+class TestLimitPerUser:
+    @pytest.fixture
+    def router_settings(self) -> dict[str, Any]:
+        return {"max_unfinished_jobs": 2}
+
+    def test_holds_each_user_to_so_many_unfinished_jobs_however_they_come(self, client: httpx.Client) -> None:
+        file_id = upload(client)
+        together = threading.Barrier(6)
+
+        def ask(_: int) -> httpx.Response:
+            together.wait()
+            return submit(client, file_id, user="ann")
+
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(ask, range(6)))
+
+        assert sorted(answer.status_code for answer in answers) == [202] * 2 + [429] * 4
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert error_of(refused, 429)["code"] == "too_many_jobs"
+        assert "ann has 2 jobs" in refused.json()["error"]["message"]
+        assert submit(client, file_id, user="bob").status_code == 202
+        client.post(f"/jobs/{next(a for a in answers if a.status_code == 202).json()['id']}/cancel")
+        assert submit(client, file_id, user="ann").status_code == 202
 
 
 class TestEvents:

@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, func, text, update
@@ -12,22 +14,27 @@ from services.shared.database.rows import JobRow, Row
 from services.shared.database.session import session_factory
 from services.shared.errors import Conflict, NotFound
 from services.shared.jobs import (
+    WaitingJob,
     claim_job,
+    claim_next_job,
     create_job,
     find_job,
     finish_job,
     hand_back_job,
     list_events,
     list_jobs,
+    num_unfinished,
     read_lease,
     reap_jobs,
     record_progress,
     renew_lease,
     request_cancel,
+    request_pause,
+    resume_job,
     waiting_jobs,
 )
 from services.shared.schemas.jobs import ExpertJobSpec, JobProgress
-from services.shared.vocabulary import JobKind, JobStatus
+from services.shared.vocabulary import JobKind, JobQueue, JobStatus
 
 pytestmark = pytest.mark.integration
 
@@ -233,7 +240,7 @@ class TestReaper:
 
     def test_finds_queued_jobs_that_have_waited(self, sessions: sessionmaker[Session], job_id: str) -> None:
         with sessions() as session:
-            assert waiting_jobs(session, older_than_s=0) == [job_id]
+            assert waiting_jobs(session, older_than_s=0) == [WaitingJob(job_id, "cpu")]
             assert waiting_jobs(session, older_than_s=60) == []
 
 
@@ -269,3 +276,129 @@ class TestHistory:
         assert older == [ids[0]]
         assert running == [ids[1]]
         assert not routers
+
+
+def submit(sessions: sessionmaker[Session], **fields: Any) -> str:
+    with sessions.begin() as session:
+        return create_job(session, SPEC.model_copy(update=fields)).id
+
+
+class TestTurns:
+    @staticmethod
+    def claim_next(sessions: sessionmaker[Session], queue: str = "cpu") -> str | None:
+        with sessions.begin() as session:
+            row = claim_next_job(session, queue=queue, owner="worker", lease_s=30.0, max_attempts=3)
+            return row.id if row is not None else None
+
+    def test_come_by_priority_and_then_by_age(self, sessions: sessionmaker[Session]) -> None:
+        low, high, other_high, highest = (submit(sessions, priority=priority) for priority in (0, 5, 5, 9))
+
+        turns = [self.claim_next(sessions) for _ in range(5)]
+
+        assert turns == [highest, high, other_high, low, None]
+
+    def test_are_of_the_workers_own_queue(self, sessions: sessionmaker[Session]) -> None:
+        on_gpu, on_cpu = submit(sessions, queue=JobQueue.GPU, priority=9), submit(sessions)
+
+        assert (self.claim_next(sessions), self.claim_next(sessions)) == (on_cpu, None)
+        assert self.claim_next(sessions, "gpu") == on_gpu
+
+    def test_of_workers_that_ask_at_once_are_different_jobs(self, sessions: sessionmaker[Session]) -> None:
+        jobs = {submit(sessions) for _ in range(6)}
+        together = threading.Barrier(6)
+
+        def ask(_: int) -> str | None:
+            together.wait()
+            return self.claim_next(sessions)
+
+        with ThreadPoolExecutor(6) as pool:
+            assert set(pool.map(ask, range(6))) == jobs
+
+    def test_pass_over_paused_jobs(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        with sessions.begin() as session:
+            request_pause(session, job_id)
+
+        assert self.claim_next(sessions) is None
+
+
+class TestPause:
+    def test_of_a_queued_job_is_at_once_and_twice_is_once(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        for _ in range(2):
+            with sessions.begin() as session:
+                assert request_pause(session, job_id).status == JobStatus.PAUSED
+
+        assert not claim(sessions, job_id, "worker")
+        with sessions() as session:
+            assert len(list_events(session, job_id)) == 2
+
+    def test_of_a_running_job_is_told_to_its_owner_who_lets_go_without_losing_an_attempt(
+        self, sessions: sessionmaker[Session], job_id: str
+    ) -> None:
+        claim(sessions, job_id, "owner")
+
+        with sessions.begin() as session:
+            assert request_pause(session, job_id).status == JobStatus.RUNNING
+            assert read_lease(session, job_id, owner="owner").pause_requested
+            assert hand_back_job(session, job_id, owner="owner")
+
+        row = row_of(sessions, job_id)
+        assert (row.status, row.attempt, row.pause_requested, row.owner) == (JobStatus.PAUSED, 0, False, None)
+
+    def test_ends_by_resuming(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        with sessions.begin() as session:
+            request_pause(session, job_id)
+            assert resume_job(session, job_id).status == JobStatus.QUEUED
+
+        assert claim(sessions, job_id, "worker")
+        with pytest.raises(Conflict, match="it is running"), sessions.begin() as session:
+            resume_job(session, job_id)
+
+    def test_is_taken_back_by_resuming_before_the_owner_has_stopped(
+        self, sessions: sessionmaker[Session], job_id: str
+    ) -> None:
+        claim(sessions, job_id, "owner")
+        with sessions.begin() as session:
+            request_pause(session, job_id)
+            assert resume_job(session, job_id).status == JobStatus.RUNNING
+
+        with sessions.begin() as session:
+            assert not read_lease(session, job_id, owner="owner").pause_requested
+
+    def test_comes_about_when_the_worker_is_lost_meanwhile(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        claim(sessions, job_id, "lost")
+        with sessions.begin() as session:
+            request_pause(session, job_id)
+        let_lease_expire(sessions, job_id)
+
+        assert not claim(sessions, job_id, "second")
+        with sessions.begin() as session:
+            assert reap_jobs(session, max_attempts=3).paused == (job_id,)
+        assert row_of(sessions, job_id).status == JobStatus.PAUSED
+
+    def test_can_be_cancelled(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        with sessions.begin() as session:
+            request_pause(session, job_id)
+            assert request_cancel(session, job_id).status == JobStatus.CANCELLED
+
+        for refused in (request_pause, resume_job):
+            with pytest.raises(Conflict), sessions.begin() as session:
+                refused(session, job_id)
+
+    def test_of_a_job_that_is_being_cancelled_is_refused(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        claim(sessions, job_id, "owner")
+        with sessions.begin() as session:
+            request_cancel(session, job_id)
+
+        with pytest.raises(Conflict, match="being cancelled"), sessions.begin() as session:
+            request_pause(session, job_id)
+        assert not row_of(sessions, job_id).pause_requested
+
+
+def test_unfinished_jobs_are_counted_per_user(sessions: sessionmaker[Session]) -> None:
+    for user in ("ann", "ann", "bob", None):
+        submit(sessions, user=user)
+    with sessions.begin() as session:
+        request_cancel(session, submit(sessions, user="ann"))
+        counts = {user: num_unfinished(session, user=user) for user in ("ann", "bob", None)}
+
+    assert counts == {"ann": 2, "bob": 1, None: 1}

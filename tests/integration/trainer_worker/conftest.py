@@ -99,7 +99,7 @@ def submit(sessions: sessionmaker[Session], settings: Settings) -> Callable[[Spe
 
     def submit(spec: Spec) -> str:
         with sessions.begin() as session:
-            job_id = create_job(session, spec).id
+            job_id = create_job(session, spec, default_queue=settings.trainer.celery_queue).id
         assert enqueue_job(celery_client(settings), job_id)
         return job_id
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
 from services.shared.errors import Conflict, InvalidDataset
-from services.shared.jobs import claim_job, create_job, find_job, list_events, request_cancel
+from services.shared.jobs import claim_job, create_job, find_job, list_events, request_cancel, request_pause
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
@@ -145,6 +145,41 @@ class TestStop:
 
         assert (row.status, row.attempt) == (JobStatus.QUEUED, 0)
         assert (Storage(settings.storage.root).root / "jobs" / job_id / "work" / "checkpoint").exists()
+
+    def test_on_pausing_keeps_state_and_lets_go(
+        self, run: Run, sessions: sessionmaker[Session], settings: Settings, job_id: str
+    ) -> None:
+        def handler(context: JobContext) -> Publish:
+            assert not context.should_keep_state()
+            with sessions.begin() as session:
+                request_pause(session, job_id)
+            pause = threading.Event()
+            while not context.should_stop():
+                pause.wait(0.01)
+            if context.should_keep_state():
+                (context.folder.work / "checkpoint").write_text("kept")
+            raise TrainingStopped
+
+        row = run(handler)
+
+        assert (row.status, row.attempt, row.owner) == (JobStatus.PAUSED, 0, None)
+        assert (Storage(settings.storage.root).root / "jobs" / job_id / "work" / "checkpoint").exists()
+
+    def test_on_cancelling_keeps_no_state(self, run: Run, sessions: sessionmaker[Session], job_id: str) -> None:
+        kept: list[bool] = []
+
+        def handler(context: JobContext) -> Publish:
+            with sessions.begin() as session:
+                request_pause(session, job_id)
+                request_cancel(session, job_id)
+            pause = threading.Event()
+            while not context.should_stop():
+                pause.wait(0.01)
+            kept.append(context.should_keep_state())
+            raise TrainingStopped
+
+        assert run(handler).status == JobStatus.CANCELLED
+        assert kept == [False]
 
     def test_on_losing_the_job_leaves_it_to_the_successor(
         self, run: Run, sessions: sessionmaker[Session], job_id: str

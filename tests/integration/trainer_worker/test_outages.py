@@ -90,7 +90,7 @@ def test_the_worker_takes_jobs_again_after_both_were_away(
 
     with own_valkey[1].away():
         with sessions.begin() as session:
-            submitted_meanwhile = create_job(session, HOPELESS).id
+            submitted_meanwhile = create_job(session, HOPELESS, default_queue=settings.trainer.celery_queue).id
         assert not enqueue_job(celery_client(settings), submitted_meanwhile)
     wait_for(submitted_meanwhile)
     with own_postgres[1].away():

@@ -21,12 +21,13 @@ Submit = Callable[[], str]
 
 
 @pytest.fixture
-def submit_silently(sessions: sessionmaker[Session]) -> Submit:
+def submit_silently(sessions: sessionmaker[Session], settings: Settings) -> Submit:
     """A queued job whose message was never sent."""
 
     def submit() -> str:
+        spec = ExpertJobSpec(name="math", training_file="file-" + "0" * 32)
         with sessions.begin() as session:
-            return create_job(session, ExpertJobSpec(name="math", training_file="file-" + "0" * 32)).id
+            return create_job(session, spec, default_queue=settings.trainer.celery_queue).id
 
     return submit
 
@@ -47,6 +48,17 @@ def test_sends_for_a_queued_job_whose_message_was_lost(
     reap_once(sessions, client, prompt)
 
     assert num_waiting(client) == 1
+
+
+def test_sends_for_jobs_of_other_workers_queues_too(prompt: Settings, sessions: sessionmaker[Session]) -> None:
+    client, elsewhere = celery_client(prompt), f"{prompt.trainer.celery_queue}-gpu"
+    with sessions.begin() as session:
+        spec = ExpertJobSpec(name="math", training_file="file-" + "0" * 32)
+        create_job(session, spec, default_queue=elsewhere)
+
+    reap_once(sessions, client, prompt)
+
+    assert (num_waiting(client), num_waiting(client, queue=elsewhere)) == (0, 1)
 
 
 def test_sends_for_a_job_whose_worker_was_lost(

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
-from services.shared.jobs import list_events, request_cancel
+from services.shared.jobs import list_events, request_cancel, request_pause, resume_job
 from services.shared.queue import celery_client, enqueue_job
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
 from services.shared.storage import Storage
@@ -26,6 +26,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 STEADY = ExpertHyperparameters(
     rank=4, max_steps=120, batch_size=1, max_length=32, eval_steps=10, dropout=0.1, early_stopping_patience=0
 )
+MISSING = ExpertJobSpec(name="math", training_file="file-" + "0" * 32)
+"""Ends at once, because its file does not exist."""
+
 Submit = Callable[[ExpertJobSpec], str]
 Wait = Callable[..., JobRow]
 Start = Callable[[], "subprocess.Popen[bytes]"]
@@ -62,22 +65,33 @@ def test_a_job_goes_its_whole_way_once_however_many_messages_there_are(
     assert row.result["metrics"]["eval_loss"] < row.result["metrics"]["base_eval_loss"]
 
 
-def test_a_job_survives_a_shutdown_and_a_kill_with_the_weights_of_an_uninterrupted_run(
+def test_a_job_survives_a_pause_a_shutdown_and_a_kill_with_the_weights_of_an_uninterrupted_run(
     submit: Submit,
     wait_for: Wait,
     start_worker: Start,
     word_problems: str,
     settings: Settings,
+    sessions: sessionmaker[Session],
     tmp_path: Path,
 ) -> None:
     job_id = submit(ExpertJobSpec(name="math", training_file=word_problems, hyperparameters=STEADY))
 
     leaving = start_worker()
-    wait_for(job_id, lambda row: is_training(row) and row.step >= 25)
+    wait_for(job_id, lambda row: is_training(row) and row.step >= 13)
+    with sessions.begin() as session:
+        request_pause(session, job_id)
+    paused = wait_for(job_id, lambda row: row.status == JobStatus.PAUSED, 60.0)
+    assert keeps_its_last_step(paused, settings)
+    assert wait_for(submit(MISSING)).error["code"] == "file_missing", "the worker is free meanwhile"
+    with sessions.begin() as session:
+        resume_job(session, job_id)
+    enqueue_job(celery_client(settings), job_id)
+
+    wait_for(job_id, lambda row: is_training(row) and row.step > paused.step + 5)
     leaving.send_signal(signal.SIGTERM)
     assert leaving.wait(60) == 0
     handed_back = wait_for(job_id, lambda row: row.status == JobStatus.QUEUED, 1.0)
-    assert handed_back.attempt == 0
+    assert keeps_its_last_step(handed_back, settings)
 
     dying = start_worker()
     wait_for(job_id, lambda row: is_training(row) and row.step > handed_back.step + 15)
@@ -93,6 +107,12 @@ def test_a_job_survives_a_shutdown_and_a_kill_with_the_weights_of_an_uninterrupt
     artifact = Storage(settings.storage.root).artifact(row.result["digest"])
     resumed = (artifact / "adapter_model.safetensors").read_bytes()
     assert resumed == uninterrupted(word_problems, settings, tmp_path)
+
+
+def keeps_its_last_step(row: JobRow, settings: Settings) -> bool:
+    """True when no step will be done twice, and the stop cost no attempt."""
+    checkpoints = Storage(settings.storage.root).root / "jobs" / row.id / "work" / "checkpoints"
+    return row.attempt == 0 and (checkpoints / f"checkpoint-{row.step}" / "complete").exists()
 
 
 def uninterrupted(training_file: str, settings: Settings, tmp_path: Path) -> bytes:
@@ -129,5 +149,4 @@ def test_a_running_job_is_cancelled_within_a_step_and_the_worker_goes_on(
     row = wait_for(job_id, timeout_s=10.0)
 
     assert row.status == JobStatus.CANCELLED
-    missing = ExpertJobSpec(name="math", training_file="file-" + "0" * 32)
-    assert wait_for(submit(missing)).error["code"] == "file_missing"
+    assert wait_for(submit(MISSING)).error["code"] == "file_missing"

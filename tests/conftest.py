@@ -8,6 +8,7 @@ module gets a database of its own, copied from a migrated template in a fifth of
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,12 @@ _PREFIX = "adaptive-moe-test-"
 _MEMORY = Path("/dev/shm")
 _ROOMY_BYTES = 2 * 1024**3
 _database_numbers = itertools.count()
+
+
+def pytest_configure() -> None:
+    """A run in the background ignores Ctrl-C, and so would the stacks it starts and means to stop with it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from services.expert_service.host_cache import HostCache
 from services.expert_service.single_flight import SingleFlight
 from services.shared.errors import Conflict
 from services.shared.modeling.adapter_files import Adapter, read_adapter
-from services.shared.modeling.read_buffer import ReadBuffer
+from services.shared.modeling.block_pool import BlockPool
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.modeling.wiring import BaseShapes
 from services.shared.schemas.sequences import RoutingPlan
@@ -40,13 +40,6 @@ class LoadCounts:
     disk_seconds: float = 0.0
 
 
-class _Buffers(threading.local):
-    """One for each thread that reads."""
-
-    def __init__(self) -> None:
-        self.one = ReadBuffer()
-
-
 class AdapterLoader:
     """Adapters by digest, from host memory or from storage."""
 
@@ -66,7 +59,7 @@ class AdapterLoader:
         self._max_rank = max_rank
         self._base_fingerprint = base_fingerprint
         self._lock = threading.Lock()
-        self._buffers = _Buffers()
+        self._blocks = BlockPool()
         self._verified: OrderedDict[str, None] = OrderedDict()
         self._flights: SingleFlight[str, Adapter] = SingleFlight(
             ThreadPoolExecutor(_ADAPTER_THREADS, thread_name_prefix="adapter-loader")
@@ -100,7 +93,7 @@ class AdapterLoader:
             max_rank=self._max_rank,
             dtype=self._dtype,
             base_fingerprint=self._base_fingerprint,
-            buffer=self._buffers.one,
+            blocks=self._blocks,
         )
         self.host.keep(digest, adapter)
         with self._lock:

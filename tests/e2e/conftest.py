@@ -64,8 +64,6 @@ def running_replicas(
     state.chmod(0o755)
     environment = {**os.environ, "AMOE_BASE_MODEL": base_model, **(settings or {})}
     log = (state / "up.log").open("wb")
-    # A test run in the background ignores Ctrl-C, and what it starts would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*_UP, "--state", str(state), "--port", "0", "--replicas", str(num_replicas)],
         cwd=PROJECT,

@@ -10,7 +10,7 @@ Shape letters: I features in, O features out, R rank, P rank padded to its bucke
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BufferedReader
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from services.shared.errors import InvalidAdapter
 from services.shared.modeling.adapter_config import CONFIG_FILE, LoraSettings, read_lora_settings
+from services.shared.modeling.block_pool import BlockPool, Bytes
 from services.shared.modeling.rank_buckets import bucket_of
-from services.shared.modeling.read_buffer import ReadBuffer
 from services.shared.modeling.safetensors_header import WEIGHTS_FILE, TensorEntry, open_weights, read_header
 from services.shared.modeling.wiring import BaseShapes, LinearShape
 from services.shared.schemas.sequences import AdapterReport
@@ -88,19 +88,19 @@ def read_adapter(
     max_rank: int = DEFAULT_MAX_RANK,
     dtype: torch.dtype = torch.float32,
     base_fingerprint: str = "",
-    buffer: ReadBuffer | None = None,
+    blocks: BlockPool | None = None,
 ) -> Adapter:
     """The adapter of a PEFT folder, verified against the base model and converted to `dtype`.
 
-    Reads the weights file once, through `buffer` if there is one. Raises InvalidAdapter with the reason when it cannot
-    be served exactly as PEFT would.
+    Reads the weights file once, into memory from `blocks` if there are any. Raises InvalidAdapter with the reason when
+    it cannot be served exactly as PEFT would.
     """
     shapes = base if isinstance(base, BaseShapes) else BaseShapes.of(base)
     settings = read_lora_settings(folder)
     with open_weights(folder) as file:
         header = read_header(file)
         pairs = _pair_up(header, settings, shapes, max_rank=max_rank)
-        layers = _read_weights(file, pairs, dtype, buffer or ReadBuffer())
+        layers = _read_weights(file, pairs, dtype, blocks or BlockPool())
     _refuse_no_op(layers)
     num_parameters = sum(pair.num_parameters for pair in pairs.values())
     report = AdapterReport(
@@ -236,16 +236,16 @@ def _fitting_matrices(module: str, tensors: Mapping[str, TensorEntry]) -> tuple[
 
 
 def _read_weights(
-    file: BufferedReader, pairs: Mapping[str, _Pair], dtype: torch.dtype, buffer: ReadBuffer
+    file: BufferedReader, pairs: Mapping[str, _Pair], dtype: torch.dtype, blocks: BlockPool
 ) -> dict[str, LayerWeights]:
     """All weights in one read, laid out in one block; the scaling goes into `up_OR` in float32 before conversion."""
-    data = _read_data(file, max(max(pair.down.end, pair.up.end) for pair in pairs.values()), buffer)
-    block = torch.zeros(sum(pair.num_padded for pair in pairs.values()), dtype=dtype)
-    layers: dict[str, LayerWeights] = {}
-    start = 0
-    for module, pair in pairs.items():
-        layers[module] = _lay_out(data, pair, block[start : start + pair.num_padded])
-        start += pair.num_padded
+    data = _read_data(file, max(max(pair.down.end, pair.up.end) for pair in pairs.values()), blocks)
+    sizes = [pair.num_padded for pair in pairs.values()]
+    block = blocks.take(sum(sizes), dtype)
+    layers = {
+        module: _lay_out(data, pair, part)
+        for (module, pair), part in zip(pairs.items(), block.split(sizes), strict=True)
+    }
     # One sum instead of a look at every number: what is not finite stays so in a sum.
     if not math.isfinite(block.sum(dtype=torch.float32)):
         for module, pair in pairs.items():
@@ -253,31 +253,42 @@ def _read_weights(
     return layers
 
 
-def _read_data(file: BufferedReader, num_bytes: int, buffer: ReadBuffer) -> bytearray:
+def _read_data(file: BufferedReader, num_bytes: int, blocks: BlockPool) -> Bytes:
     """What follows the header."""
     start = file.tell()
-    data = buffer.take(num_bytes)
-    if file.readinto(memoryview(data)[:num_bytes]) != num_bytes or file.read(1):
+    data: Bytes = blocks.take(num_bytes, torch.uint8).numpy()
+    if file.readinto(data.data) != num_bytes or file.read(1):
         raise _refuse(f"{WEIGHTS_FILE} changed while it was read from offset {start}. Try again.")
     return data
 
 
-def _lay_out(data: bytearray, pair: _Pair, block: Tensor) -> LayerWeights:
+def _lay_out(data: Bytes, pair: _Pair, block: Tensor) -> LayerWeights:
     """One module's weights in its part of the block, at the rank's bucket."""
     bucket, (rank, num_in), num_out = bucket_of(pair.rank), pair.down.shape, pair.up.shape[0]
-    down_PI = block[: bucket * num_in].view(bucket, num_in)
-    up_PO = block[bucket * num_in :].view(bucket, num_out)
-    down_PI[:rank] = _tensor(data, pair.down)
+    flat_down, flat_up = block.split([bucket * num_in, bucket * num_out])
+    weights = LayerWeights(down_RI=flat_down.view(bucket, num_in), up_OR=flat_up.view(bucket, num_out).T)
+    down_RI, up_RO = weights.down_RI, flat_up.view(bucket, num_out)
+    if bucket > rank:
+        down_RI, padding_PI = down_RI.split([rank, bucket - rank])
+        up_RO, padding_PO = up_RO.split([rank, bucket - rank])
+        padding_PI.zero_()
+        padding_PO.zero_()
+    down_RI.copy_(_tensor(data, pair.down))
     up_OR = _tensor(data, pair.up)
-    if block.dtype is torch.float32:  # transposed first: a scaled copy in between would cost as much again
-        up_PO[:rank] = up_OR.T
-        up_PO[:rank] *= pair.scaling
+    if block.dtype is torch.float32 and up_OR.dtype is torch.float32:
+        # A product with a multiple of the identity: exact, and faster than transposing and scaling.
+        torch.mm(_scaled_identity(rank, pair.scaling), up_OR.T, out=up_RO)
     else:
-        up_PO[:rank] = up_OR.float().T * pair.scaling
-    return LayerWeights(down_RI=down_PI, up_OR=up_PO.T)
+        up_RO.copy_(up_OR.float().T * pair.scaling)
+    return weights
 
 
-def _refuse_not_finite(module: str, data: bytearray, pair: _Pair, weights: LayerWeights) -> None:
+@lru_cache(maxsize=64)
+def _scaled_identity(size: int, scaling: float) -> Tensor:
+    return torch.eye(size) * scaling
+
+
+def _refuse_not_finite(module: str, data: Bytes, pair: _Pair, weights: LayerWeights) -> None:
     """Say whether a module's numbers were not finite in the file, or are no longer in our dtype."""
     if not all(bool(torch.isfinite(_tensor(data, entry)).all()) for entry in (pair.down, pair.up)):
         raise _refuse(f"the weights of {module!r} contain NaN or infinity. Train it with a lower learning rate.")
@@ -286,7 +297,7 @@ def _refuse_not_finite(module: str, data: bytearray, pair: _Pair, weights: Layer
         raise _refuse(f"the weights of {module!r} overflow in {dtype}. Serve the base in float32 or bfloat16.")
 
 
-def _tensor(data: bytearray, entry: TensorEntry) -> Tensor:
+def _tensor(data: Bytes, entry: TensorEntry) -> Tensor:
     """A view of the file's bytes as a matrix."""
     flat = torch.frombuffer(data, dtype=_FLOATS[entry.dtype], count=math.prod(entry.shape), offset=entry.begin)
     return flat.view(entry.shape)

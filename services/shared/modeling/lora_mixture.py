@@ -65,6 +65,7 @@ class LoraMixture:
         self.num_slots = num_slots
         self.shapes = BaseShapes.of(model)
         self._modules = dict(model.named_modules())
+        self._homes: dict[str, tuple[torch.device, torch.dtype | None]] = {}
         self._slots: list[Adapter | None] = [None] * num_slots
         self._layers: dict[str, _MixtureLayer] = {}
         self._hot: tuple[int, ...] = ()
@@ -84,9 +85,17 @@ class LoraMixture:
 
         What already is so is not copied: on a CPU a slot and host memory share one copy of an adapter.
         """
-        layers = {name: _padded(weights, self._modules[name]) for name, weights in adapter.layers.items()}
+        layers = {name: _padded(weights, *self._home(name)) for name, weights in adapter.layers.items()}
         is_ready = all(layers[name] is weights for name, weights in adapter.layers.items())
         return adapter if is_ready else Adapter(layers, adapter.report)
+
+    def _home(self, name: str) -> tuple[torch.device, torch.dtype | None]:
+        """Where a layer's adapters lie and in which dtype; None keeps the adapter's own, beside quantised weights."""
+        home = self._homes.get(name)
+        if home is None:
+            weight = next(self._modules[name].parameters())
+            home = self._homes[name] = (weight.device, weight.dtype if weight.is_floating_point() else None)
+        return home
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Put an adapter in a slot, replacing what was there."""
@@ -252,15 +261,13 @@ def _gather(slots: dict[int, LayerWeights], hot: tuple[int, ...]) -> _Compact | 
     )
 
 
-def _padded(weights: LayerWeights, module: nn.Module) -> LayerWeights:
-    """The same arithmetic at the next rank bucket, beside the module's weight; the transpose of `up_OR` contiguous.
+def _padded(weights: LayerWeights, device: torch.device, dtype: torch.dtype | None) -> LayerWeights:
+    """The same arithmetic at the next rank bucket, on `device`; the transpose of `up_OR` contiguous.
 
     The very same object when nothing is left to do.
     """
-    weight = next(module.parameters())
-    dtype = weight.dtype if weight.is_floating_point() else None  # None: quantised, keep the adapter's
-    down_RI = weights.down_RI.to(device=weight.device, dtype=dtype)
-    up_RO = weights.up_OR.to(device=weight.device, dtype=dtype).T
+    down_RI = weights.down_RI.to(device=device, dtype=dtype)
+    up_RO = weights.up_OR.to(device=device, dtype=dtype).T
     padding = bucket_of(weights.rank) - weights.rank
     if padding:
         down_RI = nn.functional.pad(down_RI, (0, 0, 0, padding))

@@ -27,6 +27,11 @@ class BlockPool:
     def __init__(self) -> None:
         self._kept: deque[Bytes] = deque(maxlen=_MOST_KEPT)
 
+    @property
+    def num_kept(self) -> int:
+        """Blocks that nobody uses at present."""
+        return len(self._kept)
+
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
         """`count` numbers of any content, in memory that is this tensor's and its views' alone."""
         num_bytes = count * dtype.itemsize

@@ -19,7 +19,8 @@ from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseRo
 from services.shared.database.session import open_engine, session_factory
 from services.shared.modeling.router_artifact import ROUTER_FILE, read_router_file
 from services.shared.publishing import EXEMPLARS_FILE
-from services.shared.registry import activate_release, create_release, register_expert
+from services.shared.registry import create_release, register_expert
+from services.shared.release_activation import activate_release
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.storage import Storage
 from services.shared.tokenizer import load_tokenizer

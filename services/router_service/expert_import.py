@@ -18,7 +18,8 @@ from services.router_service.uploads import room_on_disk, write_upload
 from services.shared.database.rows import ExpertVersionRow, ReleaseRow
 from services.shared.errors import InvalidAdapter, InvalidDataset, InvalidRequest
 from services.shared.publishing import add_evidence
-from services.shared.registry import activate_release, register_expert
+from services.shared.registry import register_expert
+from services.shared.release_activation import activate_release
 from services.shared.schemas.sequences import AdapterReport, BaseModelInfo
 from services.shared.storage import Storage
 from services.shared.tokenizer import Tokenizer

@@ -37,6 +37,7 @@ def make_release(
         graph_digest=request.graph,
         version_ids=[version.id for version in versions],
         note=request.note,
+        evaluation=request.evaluation,
     )
 
 

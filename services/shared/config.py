@@ -53,6 +53,17 @@ class StorageSettings(Section):
     max_upload_bytes: int = Field(default=512 * 1024**2, ge=1024, description="Largest file accepted by upload.")
 
 
+class ReleaseSettings(Section):
+    """What is asked of a release before it is served."""
+
+    regression_tolerance: float = Field(
+        default=0.02,
+        ge=0.0,
+        description="Nats per token that an evaluated release may be worse than the active one in any domain; "
+        "one that is worse than that is activated only by force.",
+    )
+
+
 class RouterSettings(Section):
     """The gate and the training of routers. Names are those of the requirements."""
 
@@ -234,6 +245,7 @@ class Settings(BaseSettings):
     )
     database: DatabaseSettings = DatabaseSettings()
     storage: StorageSettings = StorageSettings()
+    releases: ReleaseSettings = ReleaseSettings()
     router: RouterSettings = RouterSettings()
     router_service: RouterServiceSettings = RouterServiceSettings()
     expert_service: ExpertServiceSettings = ExpertServiceSettings()

@@ -1,36 +1,25 @@
-"""Experts, their versions, and releases: what is registered, and which release is active (DESIGN D5).
+"""Experts, their versions, and releases: what is registered (DESIGN D5).
 
-Every function works inside the caller's transaction. Activation is one compare-and-set write under a unique
-index that allows one active release, so two processes can never both succeed.
+Every function works inside the caller's transaction. Which release is active is `release_activation`'s to change.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from enum import Enum
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, func, select, text
+from sqlalchemy import Select, func, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseExpertRow, ReleaseRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
+from services.shared.release_evaluation import Evaluation
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.vocabulary import BASE, MAX_NAME_LENGTH, VersionStatus
 
-
-class Unset(Enum):
-    """The type of a value that was not given, where None means something."""
-
-    UNSET = "unset"
-
-
-UNSET: Final = Unset.UNSET
 _MAX_RELEASE_NUMBER: Final = 2**31 - 1
-_ACTIVATION_ATTEMPTS: Final = 10
 
 
 def register_expert(  # noqa: PLR0913
@@ -203,6 +192,7 @@ def create_release(  # noqa: PLR0913
     graph_digest: str | None,
     version_ids: Sequence[int],
     note: str,
+    evaluation: Evaluation | None = None,
 ) -> ReleaseRow:
     """A staged release; `version_ids` are its gate's columns in order, one version per expert, all for one base."""
     versions = _versions_of_one_base(session, version_ids, base_fingerprint)
@@ -214,6 +204,7 @@ def create_release(  # noqa: PLR0913
         graph_digest=graph_digest,
         status=VersionStatus.STAGED,
         note=note,
+        evaluation=evaluation.model_dump() if evaluation is not None else None,
     )
     session.add(release)
     session.flush()
@@ -224,6 +215,14 @@ def create_release(  # noqa: PLR0913
         ]
         session.execute(insert(ReleaseExpertRow), columns)
     return find_release(session, release.number)
+
+
+def set_evaluation(session: Session, number: int, evaluation: Evaluation) -> ReleaseRow:
+    """Remember how good a release is; what it serves stays as it is."""
+    release = find_release(session, number)
+    release.evaluation = evaluation.model_dump()
+    session.flush()
+    return release
 
 
 def _versions_of_one_base(
@@ -251,87 +250,6 @@ def _versions_of_one_base(
                 code="base_model_mismatch",
             )
     return versions
-
-
-_ACTIVATE = text(
-    """
-    WITH demoted AS (
-        UPDATE releases SET status = 'retired'
-        WHERE status = 'active' AND number <> :number
-          AND (NOT CAST(:compare AS boolean) OR number = CAST(:expected AS integer))
-        RETURNING number
-    )
-    UPDATE releases SET status = 'active', activated_at = now()
-    WHERE number = :number AND (SELECT count(*) FROM demoted) >= :num_to_demote
-    RETURNING number
-    """
-)
-"""One statement: the old release steps down and the new one up, or neither. Reading `demoted` in the condition makes
-the first half run first; the unique index refuses a second active release that another process put there meanwhile."""
-
-
-def activate_release(session: Session, number: int, *, expected_active: int | Unset | None = UNSET) -> ReleaseRow:
-    """Make release `number` the active one, if the active one is `expected_active` (None: if none is).
-
-    Conflict when it is another, saying which; activating the active release again changes nothing.
-    """
-    release = find_release(session, number)
-    _hold_experts_in_use(session, release)
-    for _ in range(_ACTIVATION_ATTEMPTS):
-        active = _active_number(session)
-        if expected_active is not UNSET and active != expected_active:
-            raise _not_as_expected(expected_active, active)
-        if active == number or _swap_active(session, number, expected_active):
-            session.refresh(release, ["status", "activated_at"])
-            return release
-    raise Conflict(
-        f"Other activations kept coming in between: release-{number} is not active. Try again.",
-        param="release",
-        code="release_conflict",
-    )
-
-
-def _swap_active(session: Session, number: int, expected: int | Unset | None) -> bool:
-    parameters = {
-        "number": number,
-        "compare": expected is not UNSET,
-        "expected": expected if isinstance(expected, int) else None,
-        "num_to_demote": 1 if isinstance(expected, int) else 0,
-    }
-    try:
-        with session.begin_nested():
-            return session.execute(_ACTIVATE, parameters).first() is not None
-    except IntegrityError:
-        return False
-
-
-def _hold_experts_in_use(session: Session, release: ReleaseRow) -> None:
-    names = [column.version.expert_name for column in release.experts]
-    # Held until commit, so that none of them can be retired meanwhile; columns, because loaded rows would be stale.
-    held = select(ExpertRow.name, ExpertRow.retired_at).where(ExpertRow.name.in_(names)).order_by(ExpertRow.name)
-    retired = [name for name, at in session.execute(held.with_for_update(read=True)) if at is not None]
-    if retired:
-        raise Conflict(
-            f"{release.id} holds retired experts ({', '.join(retired)}): "
-            "register them again or make a release without them.",
-            param="release",
-            code="expert_retired",
-        )
-
-
-def _active_number(session: Session) -> int | None:
-    return session.scalar(select(ReleaseRow.number).where(ReleaseRow.status == VersionStatus.ACTIVE))
-
-
-def _not_as_expected(expected: int | Unset | None, active: int | None) -> Conflict:
-    def named(number: object) -> str:
-        return "none" if number is None else f"release-{number}"
-
-    return Conflict(
-        f"The active release is {named(active)}, not {named(expected)} as expected: look at it, then activate again.",
-        param="expected_active",
-        code="release_conflict",
-    )
 
 
 def _releases() -> Select[ReleaseRow]:

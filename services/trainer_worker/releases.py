@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from services.shared.database.rows import ExpertVersionRow, ReleaseRow
-from services.shared.registry import activate_release, active_release, create_release
+from services.shared.registry import active_release, create_release
+from services.shared.release_activation import activate_release
 from services.shared.vocabulary import RouterKind
 
 

@@ -1,5 +1,6 @@
 """`/releases`: what is served together, and which of them is active."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Body
@@ -7,18 +8,22 @@ from sqlalchemy.orm import Session
 
 from services.router_service.api.examples import ERRORS
 from services.router_service.dependencies import ResourcesDep
+from services.router_service.release_comparison import compare_releases, released_expert
 from services.router_service.release_making import make_release
+from services.router_service.schemas.comparison import ReleaseComparison
 from services.router_service.schemas.listing import DEFAULT_LIMIT, After, Limit, Listing, page
 from services.router_service.schemas.registry import (
     Activation,
+    IfActive,
     Release,
-    ReleaseExpert,
     ReleaseRequest,
     release_number,
 )
 from services.shared.database.rows import ReleaseRow
 from services.shared.errors import NotFound
-from services.shared.registry import UNSET, Unset, activate_release, find_release, list_releases
+from services.shared.registry import find_release, list_releases, set_evaluation
+from services.shared.release_activation import UNSET, Unset, activate_release, release_before, rollback_release
+from services.shared.release_evaluation import Evaluation, stored_evaluation
 from services.shared.vocabulary import VersionStatus, model_name
 
 router = APIRouter(prefix="/releases", tags=["releases"], responses=ERRORS)
@@ -58,9 +63,39 @@ async def activate(
     """Serve new requests with this release; those in flight end on theirs. Activating an older one is the way back."""
     number = numbered(release_id)
     await resources.catalog.check(number)
-    row = await resources.transactions.run(activate_release, number, expected_active=_expected(body))
+    tolerance = None if body is not None and body.force else resources.settings.releases.regression_tolerance
+    row = await resources.transactions.run(
+        activate_release, number, expected_active=_expected(body), tolerance=tolerance
+    )
     await resources.catalog.try_refresh()
     return shown(row)
+
+
+@router.post("/rollback")
+async def rollback(resources: ResourcesDep, body: Annotated[IfActive | None, Body()] = None) -> Release:
+    """Activate the release that was active before this one, however it was evaluated; again: the one before that."""
+    active, before = await resources.transactions.run(release_before)
+    if before is not None:
+        await resources.catalog.check(before)
+    expected = _expected(body)
+    row = await resources.transactions.run(rollback_release, expected_active=active if expected is UNSET else expected)
+    await resources.catalog.try_refresh()
+    return shown(row)
+
+
+@router.put("/{release_id}/evaluation")
+async def put_evaluation(release_id: str, body: Evaluation, resources: ResourcesDep) -> Release:
+    """Say how good a release is. What it serves, and so its digest, stays as it is."""
+    return shown(await resources.transactions.run(set_evaluation, numbered(release_id), body))
+
+
+@router.get("/{release_id}/compare/{other_id}")
+async def compare(release_id: str, other_id: str, resources: ResourcesDep) -> ReleaseComparison:
+    """What differs from the first release to the second: experts, router and its settings, graph, losses."""
+    numbers = numbered(release_id), numbered(other_id)
+    a, b = await resources.transactions.run(_find_both, numbers)
+    tolerance = resources.settings.releases.regression_tolerance
+    return await asyncio.to_thread(compare_releases, a, b, storage=resources.storage, tolerance=tolerance)
 
 
 def numbered(release_id: str) -> int:
@@ -71,27 +106,29 @@ def numbered(release_id: str) -> int:
     return number
 
 
-def _expected(body: Activation | None) -> int | Unset | None:
-    if body is None or "expected_active" not in body.model_fields_set:
+def _expected(body: IfActive | None) -> int | Unset | None:
+    if body is None or "if_active" not in body.model_fields_set:
         return UNSET
-    return None if body.expected_active is None else numbered(body.expected_active)
+    return None if body.if_active is None else numbered(body.if_active)
+
+
+def _find_both(session: Session, numbers: tuple[int, int]) -> tuple[ReleaseRow, ReleaseRow]:
+    return find_release(session, numbers[0]), find_release(session, numbers[1])
 
 
 def shown(row: ReleaseRow) -> Release:
     """The row as the API tells it."""
-    experts = [
-        ReleaseExpert(name=column.version.expert_name, version=column.version.version, digest=column.version.digest)
-        for column in row.experts
-    ]
     return Release(
         id=row.id,
+        digest=row.content.digest,
         status=VersionStatus(row.status),
         base_model=model_name(row.base_model),
         base_fingerprint=row.base_fingerprint,
         router_digest=row.router_digest,
         router_kind=row.router_kind,
         graph_digest=row.graph_digest,
-        experts=experts,
+        experts=[released_expert(column.version) for column in row.experts],
+        evaluation=stored_evaluation(row.evaluation),
         note=row.note,
         created_at=row.created_at,
         activated_at=row.activated_at,

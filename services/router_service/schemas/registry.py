@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.shared.release_evaluation import Evaluation
 from services.shared.vocabulary import DIGEST_PATTERN, NAME_PATTERN, VersionStatus
 
 MAX_RELEASE_EXPERTS: Final = 4096
@@ -78,6 +79,7 @@ class Release(BaseModel):
 
     id: str
     object: Literal["release"] = "release"
+    digest: str = Field(description="SHA-256 of what it serves: the same for the same content, in any database.")
     status: VersionStatus
     base_model: str
     base_fingerprint: str
@@ -85,6 +87,7 @@ class Release(BaseModel):
     router_kind: str
     graph_digest: str | None
     experts: list[ReleaseExpert]
+    evaluation: Evaluation | None
     note: str
     created_at: datetime
     activated_at: datetime | None
@@ -114,6 +117,9 @@ class ReleaseRequest(BaseModel):
     graph: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = Field(
         default=None, description="Digest of a cooperation graph; null for none."
     )
+    evaluation: Evaluation | None = Field(
+        default=None, description="How good it is; compared with the active release's before it is activated."
+    )
     note: str = Field(default="", max_length=2000)
 
     @model_validator(mode="after")
@@ -123,14 +129,20 @@ class ReleaseRequest(BaseModel):
         return self
 
 
-class Activation(BaseModel):
+class IfActive(BaseModel):
+    """Which release a client believes to be the active one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [{"if_active": "release-1"}]})
+
+    if_active: ReleaseId | None = Field(
+        default=None,
+        description="Go on only if this release is the active one; null: only if none is. Left out: in any case.",
+    )
+
+
+class Activation(IfActive):
     """What to check before a release is activated."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, json_schema_extra={"examples": [{"expected_active": "release-1"}, {}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"if_active": "release-1"}, {"force": True}]})
 
-    expected_active: ReleaseId | None = Field(
-        default=None,
-        description="Activate only if this release is the active one; null: only if none is. Left out: in any case.",
-    )
+    force: bool = Field(default=False, description="Activate it even if it is worse in a domain than is tolerated.")

@@ -18,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from services.shared.release_content import ReleaseContent
 from services.shared.vocabulary import JobQueue, VersionStatus
 
 Json = dict[str, Any]
@@ -117,6 +118,7 @@ class ReleaseRow(Row):
     calibration_digest: Mapped[str | None]
     status: Mapped[str] = mapped_column(server_default=VersionStatus.STAGED.value)
     note: Mapped[str] = mapped_column(server_default="")
+    evaluation: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     activated_at: Mapped[datetime | None]
 
@@ -126,6 +128,17 @@ class ReleaseRow(Row):
     def id(self) -> str:
         """The name that people and requests use: `release-7`."""
         return f"release-{self.number}"
+
+    @property
+    def content(self) -> ReleaseContent:
+        """What it serves; needs its experts loaded."""
+        return ReleaseContent(
+            base_fingerprint=self.base_fingerprint,
+            router=self.router_digest,
+            graph=self.graph_digest,
+            calibration=self.calibration_digest,
+            experts=tuple((column.version.expert_name, column.version.digest) for column in self.experts),
+        )
 
 
 class ReleaseExpertRow(Row):
@@ -138,6 +151,17 @@ class ReleaseExpertRow(Row):
     version_id: Mapped[int] = mapped_column(ForeignKey("expert_versions.id"))
 
     version: Mapped[ExpertVersionRow] = relationship(lazy="raise")
+
+
+class ReleaseActivationRow(Row):
+    """That a release became the active one; in their order they are the way back."""
+
+    __tablename__ = "release_activations"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    release_number: Mapped[int] = mapped_column(ForeignKey("releases.number"))
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+    undone_at: Mapped[datetime | None]  # when a rollback took it back
 
 
 class JobRow(Row):

@@ -17,7 +17,8 @@ from services.shared.database.rows import Row
 from services.shared.database.session import session_factory
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.router_artifact import write_bayes_router
-from services.shared.registry import activate_release, create_release, latest_versions, register_expert
+from services.shared.registry import create_release, latest_versions, register_expert
+from services.shared.release_activation import activate_release
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.storage import Storage
 from services.shared.tokenizer import Tokenizer, load_tokenizer
@@ -38,13 +39,21 @@ class Registry:
     storage: Storage
     tokenizer: Tokenizer
 
-    def expert(self, name: str, *, with_evidence: bool = True) -> int:
-        """The id of a new version of `name`, whose text is TEXTS[name]."""
+    def expert(
+        self,
+        name: str,
+        *,
+        with_evidence: bool = True,
+        text: str | None = None,
+        content: bytes | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> int:
+        """The id of a new version of `name`, whose text is TEXTS[text or name] and whose weights are `content`."""
         with self.storage.stage() as staged:
             (staged / "adapter_config.json").write_text("{}")
-            (staged / "adapter_model.safetensors").write_bytes(name.encode())
+            (staged / "adapter_model.safetensors").write_bytes(name.encode() if content is None else content)
             if with_evidence:
-                streams = [self.tokenizer.encode(TEXTS[name] * 20)]
+                streams = [self.tokenizer.encode(TEXTS[text or name] * 20)]
                 evidence = build_bigram_evidence(streams, self.tokenizer.vocab_size)
                 evidence.save(staged / "evidence" / "bigram.safetensors")
             digest = self.storage.publish(staged)
@@ -58,15 +67,16 @@ class Registry:
                 report=REPORT,
                 has_evidence=with_evidence,
                 source="imported",
+                metrics=metrics,
             )
             return version.id
 
-    def router(self) -> str:
+    def router(self, settings: RouterSettings | None = None) -> str:
         """The digest of a Bayes router."""
         with self.storage.stage() as staged:
             streams = [self.tokenizer.encode(GENERIC * 20)]
             evidence = build_bigram_evidence(streams, self.tokenizer.vocab_size)
-            write_bayes_router(staged, settings=RouterSettings(), base_evidence=evidence)
+            write_bayes_router(staged, settings=settings or RouterSettings(), base_evidence=evidence)
             return self.storage.publish(staged)
 
     def release(self, *names: str, activate: bool = True) -> str:

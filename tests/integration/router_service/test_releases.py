@@ -1,5 +1,6 @@
 """Releases over HTTP: made of names, activated with care, rolled back."""
 
+import json
 from typing import Any
 
 import httpx
@@ -7,9 +8,11 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared import jobs
+from services.shared.config import RouterSettings
 from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.vocabulary import JobStatus
 
+TEXTS = ("math", "code", "story")
 pytestmark = pytest.mark.integration
 
 
@@ -93,7 +96,7 @@ class TestActivation:
         def serving() -> str:
             return str(client.post("/generate", json={"inputs": "x = 1"}).json()["routing"]["release"])
 
-        activated = client.post(f"/releases/{new}/activate", json={"expected_active": three_experts})
+        activated = client.post(f"/releases/{new}/activate", json={"if_active": three_experts})
         after = serving()
         client.post(f"/releases/{three_experts}/activate")
 
@@ -107,7 +110,7 @@ class TestActivation:
     ) -> None:
         new = client.post("/releases", json={"experts": ["code"]}).json()["id"]
 
-        response = client.post(f"/releases/{new}/activate", json={"expected_active": expected})
+        response = client.post(f"/releases/{new}/activate", json={"if_active": expected})
 
         assert response.status_code == 409
         assert response.headers["x-should-retry"] == "false"
@@ -134,6 +137,93 @@ class TestActivation:
 
         assert [release["id"] for release in first["data"] + second["data"]] == ["release-3", "release-2", "release-1"]
         assert (first["has_more"], second["has_more"]) == (True, False)
+
+
+class TestDigest:
+    def test_the_same_content_twice_has_the_same_digest(self, three_experts: str, client: httpx.Client) -> None:
+        made = [client.post("/releases", json={"experts": experts}).json() for experts in (TEXTS, TEXTS, TEXTS[::-1])]
+
+        first, second, reordered = (release["digest"] for release in made)
+        assert first == second == client.get(f"/releases/{three_experts}").json()["digest"]
+        assert reordered != first
+
+
+class TestRollback:
+    def test_one_call_leads_back_and_is_served_at_once(self, three_experts: str, client: httpx.Client) -> None:
+        new = client.post("/releases", json={"experts": ["code"]}).json()["id"]
+        client.post(f"/releases/{new}/activate")
+
+        back = client.post("/releases/rollback", json={"if_active": new})
+
+        assert (back.status_code, back.json()["id"], back.json()["status"]) == (200, three_experts, "active")
+        assert client.post("/generate", json={"inputs": "x = 1"}).json()["routing"]["release"] == three_experts
+        further = client.post("/releases/rollback")
+        assert (further.status_code, further.json()["error"]["code"]) == (409, "no_earlier_release")
+
+    def test_another_active_release_than_expected_is_a_conflict(self, three_experts: str, client: httpx.Client) -> None:
+        response = client.post("/releases/rollback", json={"if_active": "release-7"})
+
+        assert response.status_code == 409
+        assert three_experts in response.json()["error"]["message"]
+
+
+class TestEvaluation:
+    def test_a_worse_release_is_activated_by_force_only(self, three_experts: str, client: httpx.Client) -> None:
+        evaluation = {"losses": {"math": 1.0, "code": 1.0}, "data": "held out"}
+        told = client.put(f"/releases/{three_experts}/evaluation", json=evaluation).json()
+        worse = {"experts": ["code"], "evaluation": {**evaluation, "losses": {"math": 3.5, "code": 0.9}}}
+        new = client.post("/releases", json=worse).json()
+
+        refused = client.post(f"/releases/{new['id']}/activate")
+        forced = client.post(f"/releases/{new['id']}/activate", json={"force": True})
+
+        assert told["evaluation"] == evaluation
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "release_regression")
+        assert "math (3.5000 instead of 1.0000)" in refused.json()["error"]["message"]
+        assert (forced.status_code, forced.json()["status"]) == (200, "active")
+
+    @pytest.mark.parametrize("loss", [-1.0, "much", None, 1e400])
+    def test_a_loss_that_is_none_is_refused(self, three_experts: str, client: httpx.Client, loss: object) -> None:
+        response = client.put(
+            f"/releases/{three_experts}/evaluation",
+            content=json.dumps({"losses": {"math": loss}}),
+            headers={"content-type": "application/json"},
+        )
+
+        assert response.status_code == 400
+        assert "losses.math" in response.json()["error"]["param"]
+
+
+class TestComparison:
+    def test_tells_what_was_added_removed_changed_and_how_the_losses_moved(
+        self, three_experts: str, registry: Any, client: httpx.Client
+    ) -> None:
+        registry.expert("math", with_evidence=True, content=b"trained again", metrics={"eval_loss": 1.5, "seconds": 3})
+        registry.expert("extra", text="math")
+        router = registry.router(RouterSettings(max_experts_per_token=2))
+        body = {"experts": ["code", "extra", "math"], "router": router, "evaluation": {"losses": {"math": 1.5}}}
+        new = client.post("/releases", json=body).json()
+        client.put(f"/releases/{three_experts}/evaluation", json={"losses": {"math": 1.0, "code": 2.0}})
+
+        told = client.get(f"/releases/{three_experts}/compare/{new['id']}").json()
+
+        experts = told["experts"]
+        assert [expert["name"] for expert in experts["added"]] == ["extra"]
+        assert [expert["name"] for expert in experts["removed"]] == ["story"]
+        assert [(change["name"], change["b"]["version"]) for change in experts["changed"]] == [("math", 2)]
+        assert (experts["unchanged"], experts["reordered"]) == (["code"], True)
+        assert told["router"]["settings"] == {"max_experts_per_token": {"a": 4, "b": 2}}
+        assert (told["graph"], told["base_fingerprint"], told["same_content"]) == (None, None, False)
+        assert told["evaluation"]["domains"] == {"math": {"a": 1.0, "b": 1.5, "difference": 0.5}}
+        assert told["evaluation"]["regressions"] == ["math"]
+
+    def test_a_release_differs_from_itself_in_nothing(self, three_experts: str, client: httpx.Client) -> None:
+        told = client.get(f"/releases/{three_experts}/compare/{three_experts}").json()
+
+        assert told["same_content"]
+        assert [told[part] for part in ("base_fingerprint", "router", "graph", "evaluation")] == [None] * 4
+        assert told["experts"]["unchanged"] == list(TEXTS)
+        assert client.get(f"/releases/{three_experts}/compare/release-99").status_code == 404
 
 
 class TestInFlight:

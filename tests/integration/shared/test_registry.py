@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared import registry
 from services.shared.database.rows import ExpertVersionRow, ReleaseRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
+from services.shared.release_activation import activate_release
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.vocabulary import VersionStatus
 
@@ -100,7 +101,7 @@ class TestExperts:
     def test_an_expert_of_the_active_release_cannot_be_retired(self, sessions: sessionmaker[Session]) -> None:
         with sessions.begin() as session:
             register(session, "math")
-            registry.activate_release(session, release_of(session, "math"))
+            activate_release(session, release_of(session, "math"))
 
             with pytest.raises(Conflict, match="activate a release without it first"):
                 registry.retire_expert(session, "math")
@@ -140,8 +141,8 @@ class TestActivation:
     def test_the_old_release_steps_down_as_the_new_one_comes_up(self, sessions: sessionmaker[Session]) -> None:
         with sessions.begin() as session:
             first, second = release_of(session), release_of(session)
-            registry.activate_release(session, first, expected_active=None)
-            registry.activate_release(session, second, expected_active=first)
+            activate_release(session, first, expected_active=None)
+            activate_release(session, second, expected_active=first)
         with sessions.begin() as session:
             statuses = {row.number: row.status for row in session.scalars(select(ReleaseRow))}
 
@@ -151,7 +152,7 @@ class TestActivation:
         with sessions.begin() as session:
             first, second = release_of(session), release_of(session)
             for number in (first, second, first):
-                registry.activate_release(session, number)
+                activate_release(session, number)
 
             active = registry.active_release(session)
 
@@ -164,10 +165,10 @@ class TestActivation:
     ) -> None:
         with sessions.begin() as session:
             first, second = release_of(session), release_of(session)
-            registry.activate_release(session, first)
+            activate_release(session, first)
 
             with pytest.raises(Conflict, match=f"The active release is release-{first}"):
-                registry.activate_release(session, second, expected_active=expected)
+                activate_release(session, second, expected_active=expected)
             active = registry.active_release(session)
 
         assert active is not None
@@ -176,9 +177,9 @@ class TestActivation:
     def test_activating_the_active_release_again_changes_nothing(self, sessions: sessionmaker[Session]) -> None:
         with sessions.begin() as session:
             number = release_of(session)
-            when = registry.activate_release(session, number).activated_at
+            when = activate_release(session, number).activated_at
 
-            again = registry.activate_release(session, number, expected_active=number)
+            again = activate_release(session, number, expected_active=number)
 
         assert again.activated_at == when
 
@@ -189,7 +190,7 @@ class TestActivation:
             registry.retire_expert(session, "math")
 
             with pytest.raises(Conflict, match="retired experts"):
-                registry.activate_release(session, number)
+                activate_release(session, number)
 
     @pytest.mark.parametrize("from_none", [True, False], ids=["none active", "one active"])
     def test_of_many_at_once_that_expect_the_same_exactly_one_succeeds(
@@ -198,7 +199,7 @@ class TestActivation:
         with sessions.begin() as session:
             start = None if from_none else release_of(session)
             if start is not None:
-                registry.activate_release(session, start)
+                activate_release(session, start)
             numbers = [release_of(session) for _ in range(6)]
         gate = Barrier(len(numbers))
 
@@ -206,7 +207,7 @@ class TestActivation:
             gate.wait()
             try:
                 with sessions.begin() as session:
-                    registry.activate_release(session, number, expected_active=start)
+                    activate_release(session, number, expected_active=start)
             except Conflict:
                 return False
             return True
@@ -228,7 +229,7 @@ class TestActivation:
 
         def activate(number: int) -> None:
             with sessions.begin() as session:
-                registry.activate_release(session, number)
+                activate_release(session, number)
 
         with ThreadPoolExecutor(len(numbers)) as pool:
             list(pool.map(activate, numbers))
@@ -252,7 +253,7 @@ class TestActivation:
                     if retire:
                         registry.retire_expert(session, "math")
                     else:
-                        registry.activate_release(session, number)
+                        activate_release(session, number)
             except Conflict:
                 return False
             return True

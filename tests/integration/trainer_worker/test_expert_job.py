@@ -15,7 +15,8 @@ from services.shared.database.rows import ExpertVersionRow, JobRow, ReleaseRow
 from services.shared.jobs import create_job, find_job, list_events
 from services.shared.modeling.base_model import base_fingerprint
 from services.shared.modeling.release_scorer import ReleaseScorer
-from services.shared.registry import activate_release, active_release, create_release, retire_expert
+from services.shared.registry import active_release, create_release, retire_expert
+from services.shared.release_activation import activate_release
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
 from services.shared.storage import Storage
 from services.shared.tokenizer import load_tokenizer

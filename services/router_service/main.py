@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from services.router_service.api import (
     experts,
     files,
+    garbage,
     generate,
     health,
     jobs,
@@ -79,6 +80,7 @@ _ROUTES: Final = (
     releases,
     replicas,
     requests,
+    garbage,
     tgi_info,
     health,
 )

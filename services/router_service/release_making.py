@@ -1,6 +1,7 @@
 """New releases from names: which versions, which router, for which base model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,7 +26,7 @@ def make_release(
     active = active_release(session)
     router_digest = _router_digest(session, request, active)
     if request.graph is not None:
-        storage.artifact(request.graph)
+        _held(storage, request.graph)
     name, fingerprint = _base_of(active, hosted)
     versions = _versions(session, [_parted(named) for named in request.experts])
     return create_release(
@@ -33,12 +34,19 @@ def make_release(
         base_model=name,
         base_fingerprint=fingerprint,
         router_digest=router_digest,
-        router_kind=read_router_file(storage.artifact(router_digest)).kind,
+        router_kind=read_router_file(_held(storage, router_digest)).kind,
         graph_digest=request.graph,
         version_ids=[version.id for version in versions],
         note=request.note,
         evaluation=request.evaluation,
     )
+
+
+def _held(storage: Storage, digest: str) -> Path:
+    """An artifact that is not removed as garbage before this release refers to it."""
+    folder = storage.artifact(digest)
+    storage.hold(digest)
+    return folder
 
 
 def extend_release(

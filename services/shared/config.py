@@ -7,7 +7,7 @@ Settings are frozen and read once, in each process's `main`; nobody else reads t
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
@@ -25,6 +25,9 @@ from services.shared.vocabulary import (
     GateType,
     RouterKind,
 )
+
+MIN_GRACE_S: Final = 3600.0
+"""Who publishes an artifact refers to it within the hour."""
 
 
 class Section(BaseModel):
@@ -51,6 +54,14 @@ class StorageSettings(Section):
 
     root: Path = Field(default=Path(".state/storage"), description="Shared folder of uploads and artifacts.")
     max_upload_bytes: int = Field(default=512 * 1024**2, ge=1024, description="Largest file accepted by upload.")
+    garbage_grace_s: float = Field(
+        default=24 * 3600.0,
+        ge=MIN_GRACE_S,
+        description="Artifacts and uploads that nothing refers to are kept for so long.",
+    )
+    collect_every_s: float = Field(
+        default=6 * 3600.0, ge=0.0, description="How often a worker removes what is older than that; 0: never."
+    )
 
 
 class ReleaseSettings(Section):

@@ -1,12 +1,13 @@
 """Files on disk: uploads by id, artifacts by the SHA-256 of their content (DESIGN D5)."""
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def folder_digest(folder: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def num_bytes_in(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _last_touched(folder: Path) -> float:
@@ -72,19 +78,65 @@ class Storage:
     def publish(self, folder: Path) -> str:
         """Copy `folder` into the artifacts under the digest of its content and return the digest; idempotent."""
         digest = folder_digest(folder)
-        target = self.artifacts / digest
-        if target.exists():
+        if self.hold(digest):
             return digest
+        target = self.artifacts / digest
         with self.stage() as staged:
             copy = staged / digest
             shutil.copytree(folder, copy)
-            try:
-                os.replace(copy, target)
-            except OSError:
-                # Another process published the same content first: equal digest, equal bytes.
-                if not target.exists():
-                    raise
+            os.utime(copy)
+            with self._lock(fcntl.LOCK_SH):
+                try:
+                    os.replace(copy, target)
+                except OSError:
+                    # Another process published the same content first: equal digest, equal bytes.
+                    if not target.exists():
+                        raise
+                    os.utime(target)
         return digest
+
+    def hold(self, digest: str) -> bool:
+        """Whether an artifact is there; if so, it counts as published just now, so that whoever is about to refer to
+        it finds it."""
+        with self._lock(fcntl.LOCK_SH):
+            try:
+                os.utime(self.artifacts / digest)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def published_before(self, horizon: float) -> list[str]:
+        """The digests of artifacts that were last published before `horizon`, in seconds since the epoch."""
+        names = (entry.name for entry in self.artifacts.iterdir() if entry.stat().st_mtime < horizon)
+        return sorted(name for name in names if re.fullmatch(DIGEST_PATTERN, name))
+
+    def discard(self, digest: str, *, published_before: float, is_needed: Callable[[], bool]) -> int:
+        """Remove an artifact, unless it was published since or `is_needed` says so; returns its bytes, 0 if it stayed.
+
+        Nobody publishes it between the question and the removal.
+        """
+        folder = self.artifacts / digest
+        with self.stage() as trash:
+            with self._lock(fcntl.LOCK_EX):
+                if not folder.is_dir() or folder.stat().st_mtime >= published_before or is_needed():
+                    return 0
+                os.replace(folder, trash / digest)
+            return num_bytes_in(trash / digest)
+
+    def uploads_before(self, horizon: float) -> list[Path]:
+        """Bytes of uploads, whole or broken off, that were written before `horizon`."""
+        found = (path for path in self.uploads.iterdir() if re.fullmatch(UPLOAD_ID_PATTERN, path.stem))
+        return sorted(path for path in found if path.is_file() and path.stat().st_mtime < horizon)
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """Shared by those who publish, exclusive for who removes; between processes, and threads too."""
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
 
     def artifact(self, digest: str) -> Path:
         """The folder of a published artifact. Raises NotFound for anything that is not one."""

@@ -1,4 +1,4 @@
-"""Brings back jobs that a lost worker or a lost message would leave lying. Uses the database and the broker only.
+"""Brings back jobs that a lost worker or a lost message would leave lying, and has garbage removed from storage.
 
 Every worker has one, as a small process of its own; any number of them may run at once.
 """
@@ -19,6 +19,7 @@ from services.shared.database.session import open_engine, session_factory
 from services.shared.jobs import Reaped, reap_jobs, waiting_jobs
 from services.shared.queue import celery_client, enqueue_job, num_waiting
 from services.shared.telemetry import configure_logging, get_logger
+from services.trainer_worker.garbage_collection import GarbageCollection
 
 log = get_logger(__name__)
 
@@ -45,10 +46,12 @@ def run_reaper(settings: Settings, *, should_stop: Callable[[float], bool]) -> N
     client = celery_client(settings)
     engine = open_engine(settings.database, application_name="adaptive-moe-reaper")
     sessions = session_factory(engine)
+    garbage = GarbageCollection(settings.storage, sessions)
     was_down = False
     while not should_stop(settings.trainer.reap_every_s):
         try:
             reap_once(sessions, client, settings)
+            garbage.run_if_due()
         except (DatabaseDown, BrokerDown) as error:
             if not was_down:
                 log.warning("jobs cannot be looked after for now", reason=str(error).splitlines()[0][:200])

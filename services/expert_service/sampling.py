@@ -20,10 +20,10 @@ from transformers import (
     SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 
+from services.expert_service.nucleus import NucleusWarper
 from services.shared.errors import InvalidRequest
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import TopLogprobs
@@ -181,7 +181,7 @@ def _warpers(parameters: SamplingParameters, *, vocab_size: int) -> LogitsProces
     if parameters.top_k is not None and parameters.top_k < vocab_size:
         warpers.append(TopKLogitsWarper(parameters.top_k))
     if parameters.top_p is not None and parameters.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(parameters.top_p))
+        warpers.append(NucleusWarper(parameters.top_p))
     if parameters.min_p:
         warpers.append(MinPLogitsWarper(parameters.min_p))
     if parameters.typical_p is not None and parameters.typical_p < 1.0:

@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 
 from services.router_service.catalog import Catalog
 from services.router_service.embedding import Embedder
+from services.router_service.file_store import FileStore
+from services.router_service.fine_tuned_models import FineTunedModels
 from services.router_service.job_submission import JobSubmission
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
@@ -37,6 +39,8 @@ class Resources:
     request_log: RequestLog
     pipeline: Pipeline
     embedder: Embedder
+    files: FileStore
+    fine_tuned: FineTunedModels
     pins: Pins
     queue: Celery
     submission: JobSubmission

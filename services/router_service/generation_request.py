@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from services.shared.schemas.sampling import SamplingParameters
+from services.shared.schemas.sequences import ExpertRef
 
 _SEEDS: Final = 2**63
 
@@ -27,6 +28,8 @@ class Speakers:
     weights: Mapping[str, float] | None = None
     release: int | None = None
     """Number of the release that decides; None for the active one."""
+    versions: Mapping[str, ExpertRef] = field(default_factory=dict)
+    """Versions that stand in for the newest ones."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from services.router_service.api import (
     openai_chat,
     openai_completions,
     openai_embeddings,
+    openai_files,
+    openai_fine_tuning,
     openai_models,
     releases,
     replicas,
@@ -34,6 +36,8 @@ from services.router_service.catalog import Catalog
 from services.router_service.dependencies import Resources
 from services.router_service.discovery import Discovery
 from services.router_service.embedding import Embedder
+from services.router_service.file_store import FileStore
+from services.router_service.fine_tuned_models import FineTunedModels
 from services.router_service.http_protocol import BoundedHttpProtocol
 from services.router_service.job_submission import JobSubmission
 from services.router_service.metrics import Metrics
@@ -73,6 +77,8 @@ _ROUTES: Final = (
     openai_completions,
     openai_embeddings,
     openai_models,
+    openai_files,
+    openai_fine_tuning,
     route,
     experts,
     files,
@@ -116,7 +122,7 @@ def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_ht
         app,
         max_body_bytes=own.max_body_bytes or _BODY_BYTES_PER_PROMPT_BYTE * own.max_prompt_bytes + 64 * 1024,
         max_json_depth=own.max_json_depth,
-        upload_limits={"/files": uploads, "/experts": uploads},
+        upload_limits={"/files": uploads, "/v1/files": uploads, "/experts": uploads},
         api_key=own.api_key,
     )
     for module in _ROUTES:
@@ -183,6 +189,8 @@ def _connect(
         request_log=request_log,
         pipeline=pipeline,
         embedder=Embedder(pipeline, max_at_once=own.max_choices),
+        files=FileStore(transactions, storage, max_bytes=settings.storage.max_upload_bytes),
+        fine_tuned=FineTunedModels(transactions),
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=queue,
         submission=JobSubmission(transactions, storage, queue, max_unfinished=own.max_unfinished_jobs),

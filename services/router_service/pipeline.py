@@ -155,7 +155,10 @@ class Pipeline:
         release_id = release.id if release else None
         plan = None
         if fixed:
-            plan = await self._catalog.look_up(lambda now: plan_fixed(fixed, now.registered, release=release_id))
+            exact = request.speakers.versions
+            plan = await self._catalog.look_up(
+                lambda now: plan_fixed(fixed, {**now.registered, **exact}, release=release_id)
+            )
         token_ids = await self._reader.tokenise(request.prompt, param=names.prompt)
         if plan is not None:
             return RoutedPrompt(token_ids, plan, base_fingerprint=None)

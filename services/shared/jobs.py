@@ -86,8 +86,9 @@ def list_jobs(
     before: str | None = None,
     kind: JobKind | None = None,
     status: JobStatus | None = None,
+    spec_holds: Mapping[str, Any] | None = None,
 ) -> list[JobRow]:
-    """Newest first; those after job `before` in that order, if given."""
+    """Newest first; those after job `before` in that order, if given; those whose spec contains `spec_holds`."""
     query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
     if before is not None:
         last = find_job(session, before)
@@ -97,6 +98,8 @@ def list_jobs(
         query = query.where(JobRow.kind == kind.value)
     if status is not None:
         query = query.where(JobRow.status == status.value)
+    if spec_holds is not None:
+        query = query.where(JobRow.spec.contains(spec_holds))
     return list(session.scalars(query))
 
 
@@ -110,6 +113,14 @@ def list_events(session: Session, job_id: str, *, after: int = 0, limit: int = 1
     """The job's events with ids above `after`, oldest first."""
     query = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.id > after)
     return list(session.scalars(query.order_by(JobEventRow.id).limit(limit)))
+
+
+def latest_events(session: Session, job_id: str, *, before: int | None = None, limit: int) -> list[JobEventRow]:
+    """The job's events with ids below `before`, newest first."""
+    query = select(JobEventRow).where(JobEventRow.job_id == job_id)
+    if before is not None:
+        query = query.where(JobEventRow.id < before)
+    return list(session.scalars(query.order_by(JobEventRow.id.desc()).limit(limit)))
 
 
 def add_event(

@@ -1,12 +1,27 @@
 """Checkpoints of one training: a folder each, whole only once its marker is there."""
 
+import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What a checkpoint, or the end of a training, holds of an adapter in PEFT's format."""
 
 _MARKER = "complete"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class TrainedCheckpoint:
+    """A whole checkpoint of an expert's training; losses are nats per token, as last known at its step."""
+
+    step: int
+    folder: Path
+    loss: float | None
+    eval_loss: float | None
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -20,16 +35,13 @@ def mark_complete(checkpoint: Path) -> None:
 
 def last_complete(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None; half-written ones are removed."""
-    newest: tuple[int, Path] | None = None
-    for path in folder.glob("checkpoint-*"):
-        match = _NAME.match(path.name)
-        if match is None:
-            continue
-        if not (path / _MARKER).exists():
-            shutil.rmtree(path, ignore_errors=True)
-        elif newest is None or int(match[1]) > newest[0]:
-            newest = (int(match[1]), path)
-    return newest[1] if newest else None
+    whole = _whole(folder)
+    return whole[max(whole)] if whole else None
+
+
+def trained_checkpoints(folder: Path) -> list[TrainedCheckpoint]:
+    """All whole checkpoints that transformers' Trainer has left, the first step first."""
+    return [_read(step, path) for step, path in sorted(_whole(folder).items())]
 
 
 def keep_only_last(folder: Path) -> None:
@@ -38,3 +50,25 @@ def keep_only_last(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
         if path != last:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _whole(folder: Path) -> dict[int, Path]:
+    """By step; half-written ones are removed."""
+    whole = {}
+    for path in folder.glob("checkpoint-*"):
+        match = _NAME.match(path.name)
+        if match is None:
+            continue
+        if (path / _MARKER).exists():
+            whole[int(match[1])] = path
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return whole
+
+
+def _read(step: int, folder: Path) -> TrainedCheckpoint:
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    last: dict[str, float] = {}
+    for entry in history:
+        last.update({name: entry[name] for name in ("loss", "eval_loss") if name in entry})
+    return TrainedCheckpoint(step, folder, last.get("loss"), last.get("eval_loss"))

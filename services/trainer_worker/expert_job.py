@@ -14,11 +14,12 @@ from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import Example
 from services.shared.vocabulary import EvidenceKind, RouterKind
 from services.trainer_worker.base_identity import configured_base
+from services.trainer_worker.checkpoints import trained_checkpoints
 from services.trainer_worker.datasets import split_examples
 from services.trainer_worker.evidence import EvidenceMaker
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
-from services.trainer_worker.publishing import publish_bayes_router, publish_expert
+from services.trainer_worker.publishing import publish_bayes_router, publish_checkpoint, publish_expert
 from services.trainer_worker.releases import BaseIdentity, Router, current_release, join_release, versions_of
 from services.trainer_worker.training_files import examples_of
 
@@ -70,6 +71,7 @@ def run_expert_job(context: JobContext) -> Publish:
     digest = publish_expert(context.storage, training.adapter_dir, examples=train, evidence=evidence)
     default_router = _default_router(context, spec, base, evidence)
     metrics = _metrics(training)
+    checkpoints = _published_checkpoints(context, spec)
 
     def publish(session: Session) -> dict[str, Any]:
         version = register_expert(
@@ -84,7 +86,7 @@ def run_expert_job(context: JobContext) -> Publish:
             job_id=context.job_id,
             metrics=metrics,
         )
-        result = {"expert": spec.name, "version": version.version, "digest": digest, "metrics": metrics}
+        result = {"expert": spec.name, "version": version.version, "digest": digest, "metrics": metrics, **checkpoints}
         if not wants_release(spec):
             return result
         release = join_release(
@@ -98,6 +100,14 @@ def run_expert_job(context: JobContext) -> Publish:
         return result | {"release": release.id, "activated": spec.activate}
 
     return publish
+
+
+def _published_checkpoints(context: JobContext, spec: ExpertJobSpec) -> dict[str, Any]:
+    """Those that are left at the end: the best one, the last one and one beside them."""
+    if not spec.keep_checkpoints:
+        return {}
+    kept = trained_checkpoints(context.folder.work / "checkpoints")
+    return {"checkpoints": [publish_checkpoint(context.storage, checkpoint) for checkpoint in kept]}
 
 
 def wants_release(spec: ExpertJobSpec) -> bool:

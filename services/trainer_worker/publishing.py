@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from services.shared.config import RouterSettings
 from services.shared.modeling.router_artifact import write_bayes_router
 from services.shared.storage import Storage
 from services.shared.training_text import Example
 from services.shared.vocabulary import RouterKind
+from services.trainer_worker.checkpoints import ADAPTER_FILES, TrainedCheckpoint
 from services.trainer_worker.evidence import BaseRow, EvidenceMaker
 from services.trainer_worker.releases import Router
 
@@ -20,6 +22,17 @@ def publish_expert(storage: Storage, source: Path, *, examples: Sequence[Example
         shutil.copytree(source, folder)
         evidence.write(folder, examples)
         return storage.publish(folder)
+
+
+def publish_checkpoint(storage: Storage, checkpoint: TrainedCheckpoint) -> dict[str, Any]:
+    """Publish a checkpoint's adapter alone; what comes back is what the job's result keeps of it."""
+    with storage.stage() as staged:
+        folder = staged / "checkpoint"
+        folder.mkdir()
+        for name in ADAPTER_FILES:
+            shutil.copy2(checkpoint.folder / name, folder / name)
+        digest = storage.publish(folder)
+    return {"step": checkpoint.step, "digest": digest, "loss": checkpoint.loss, "eval_loss": checkpoint.eval_loss}
 
 
 def publish_bayes_router(storage: Storage, settings: RouterSettings, base_row: BaseRow) -> Router:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from services.trainer_worker.demo.domains import DOMAINS
@@ -75,6 +76,43 @@ def test_upload_train_release_generate_and_read_the_log(demo_stack: httpx.Client
     assert [token["id"] for token in request["tokens"] if token["generated"]] == [
         token["id"] for token in answer["details"]["tokens"]
     ]
+
+
+def test_openais_client_uploads_fine_tunes_and_asks_what_came_of_it(demo_stack: httpx.Client) -> None:
+    items = DOMAINS["math"].generate(8, 160, "train")
+    lines = [json.dumps({"prompt": item.prompt, "completion": item.completion}) for item in items]
+    address = str(demo_stack.base_url).rstrip("/")
+
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused") as ai:
+        uploaded = ai.files.create(file=("sums.jsonl", "\n".join(lines).encode()), purpose="fine-tune")
+        job = ai.fine_tuning.jobs.create(
+            model="base",
+            training_file=uploaded.id,
+            suffix="Fresh sums",
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}},
+        )
+        wait_for(demo_stack, job.id.removeprefix("ft"))
+        done = ai.fine_tuning.jobs.retrieve(job.id)
+        assert done.status == "succeeded", done.error
+        assert done.fine_tuned_model is not None
+        completion = ai.completions.create(
+            model=done.fine_tuned_model, prompt=items[0].prompt, max_tokens=16, temperature=0
+        )
+        checkpoints = list(ai.fine_tuning.jobs.checkpoints.list(job.id))
+        early = checkpoints[-1].fine_tuned_model_checkpoint
+        earlier = ai.completions.create(model=early, prompt=items[0].prompt, max_tokens=16, temperature=0)
+        told = list(ai.fine_tuning.jobs.list_events(job.id, limit=100))
+        models = {model.id for model in ai.models.list()}
+        ai.files.delete(uploaded.id)
+
+    assert done.fine_tuned_model.startswith("ft:base:fresh-sums:")
+    assert done.fine_tuned_model in models
+    for answer in (completion, earlier):
+        assert (answer.choices[0].model_extra or {})["routing"]["attribution"][0]["expert"] == "fresh-sums"
+    assert 2 <= len(checkpoints) <= 3
+    assert told[0].message == "The job succeeded."
+    losses = [event.data["valid_loss"] for event in told if event.type == "metrics" and "valid_loss" in event.data]
+    assert losses[0] < losses[-1]
 
 
 def test_old_domains_are_still_answered_by_their_own_experts(demo_stack: httpx.Client) -> None:

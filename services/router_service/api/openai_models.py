@@ -1,4 +1,4 @@
-"""`/v1/models`: the active release, every release, the base model, every expert."""
+"""`/v1/models`: the active release, every release, the base model, every expert and what jobs have made of them."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from services.router_service.api.examples import ERRORS
 from services.router_service.api.openai_request import base_name
 from services.router_service.dependencies import Resources, ResourcesDep
-from services.router_service.model_names import expert_model, unknown_model
+from services.router_service.model_names import expert_model, fine_tuned_model, unknown_model
 from services.router_service.schemas.listing import After, Listing
 from services.router_service.schemas.openai_models import Model, ModelRouting
 from services.router_service.schemas.openai_requests import ACTIVE_MODEL
@@ -32,6 +32,8 @@ class Registered:
 
     releases: Sequence[tuple[int, str, datetime]]
     experts: Sequence[tuple[str, int, datetime]]
+    trained: Sequence[tuple[str, int, str, datetime]]
+    """Expert, version, the job that made it, when."""
 
 
 @router.get("")
@@ -40,7 +42,7 @@ async def list_models(
     limit: Annotated[int, Query(ge=1, le=100_000, description="At most so many; OpenAI's clients want all.")] = 10_000,
     after: After = None,
 ) -> Listing[Model]:
-    """The active release first, then the base model, releases from the newest on, experts by name."""
+    """The active release first, then the base model, releases from the newest on, experts by name, what jobs made."""
     models = await _models(resources)
     ids = [model.id for model in models]
     if after is not None and after not in ids:
@@ -86,6 +88,10 @@ async def _models(resources: Resources) -> list[Model]:
             model(expert_model(base, name), ModelRouting(kind="expert", version=version), _seconds(at))
             for name, version, at in registered.experts
         ),
+        *(
+            model(fine_tuned_model(base, name, job_id), ModelRouting(kind="expert", version=version), _seconds(at))
+            for name, version, job_id, at in registered.trained
+        ),
     ]
 
 
@@ -103,7 +109,15 @@ def _read(session: Session) -> Registered:
         .group_by(ExpertRow.name)
         .order_by(ExpertRow.name)
     )
+    version = ExpertVersionRow
+    trained = (
+        select(version.expert_name, version.version, version.job_id, version.created_at)
+        .join(ExpertRow, ExpertRow.name == version.expert_name)
+        .where(ExpertRow.retired_at.is_(None), version.job_id.is_not(None))
+        .order_by(version.expert_name, version.version)
+    )
     return Registered(
         releases=[(number, status, at) for number, status, at in session.execute(releases)],
-        experts=[(name, version, at) for name, version, at in session.execute(experts)],
+        experts=[(name, newest, at) for name, newest, at in session.execute(experts)],
+        trained=[(name, number, job_id, at) for name, number, job_id, at in session.execute(trained) if job_id],
     )

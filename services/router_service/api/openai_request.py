@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from services.router_service.dependencies import Resources
 from services.router_service.generation_request import FieldNames, GenerationRequest, Prompt, Speakers
-from services.router_service.model_names import speakers_of, unknown_model
+from services.router_service.model_names import FINE_TUNED, expert_model, read_fine_tuned, speakers_of, unknown_model
 from services.router_service.schemas.openai_requests import ChatRequest, CompletionRequest, Message, TextRequest
 from services.shared.errors import AmoeError, InvalidRequest, NotFound, PromptTooLong
 from services.shared.schemas.sampling import SamplingParameters
@@ -98,7 +98,21 @@ def _refuse_unsupported(body: TextRequest) -> None:
 async def speakers_of_model(model: str, resources: Resources) -> Speakers:
     """Who speaks when `model` is asked for; NotFound for a name that stands for nothing."""
     base = base_name(resources)
+    if model.startswith(FINE_TUNED):
+        return await _fine_tuned_speaker(model, base, resources)
     return await resources.catalog.look_up(lambda now: speakers_of(model, base=base, registered=now.registered))
+
+
+async def _fine_tuned_speaker(model: str, base: str, resources: Resources) -> Speakers:
+    name = read_fine_tuned(model, base=base)
+    version = await resources.fine_tuned.find(name)
+    if version is None:
+        raise unknown_model(model)
+    # An expert that was retired speaks under none of its names.
+    await resources.catalog.look_up(
+        lambda now: speakers_of(expert_model(base, name.expert), base=base, registered=now.registered)
+    )
+    return Speakers(weights={name.expert: 1.0}, versions={name.expert: version})
 
 
 async def _speakers(body: TextRequest, resources: Resources) -> Speakers:

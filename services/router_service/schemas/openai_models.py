@@ -13,7 +13,7 @@ class ModelRouting(BaseModel):
     kind: Literal["active", "release", "base", "expert"]
     release: str | None = Field(default=None, description="Of `active`: the release that is active now.")
     status: VersionStatus | None = Field(default=None, description="Of a release.")
-    version: int | None = Field(default=None, description="Of an expert: the newest.")
+    version: int | None = Field(default=None, description="Of an expert the newest, of `ft:…` its own.")
 
 
 class Model(BaseModel):

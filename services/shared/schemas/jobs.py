@@ -9,6 +9,10 @@ from services.shared.errors import InvalidRequest
 from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobQueue, JobStatus, RouterKind
 
 ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
+JobMetadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16, description="Kept for whoever submitted the job."),
+]
 FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
 UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}$")]
 LOWEST_PRIORITY: Final = 0
@@ -101,6 +105,10 @@ class ExpertJobSpec(JobSpecBase):
     hyperparameters: ExpertHyperparameters = ExpertHyperparameters()
     add_to_release: bool = False
     activate: bool = False
+    keep_checkpoints: bool = Field(
+        default=False, description="Also publish the last checkpoints; OpenAI's API names them as models."
+    )
+    metadata: JobMetadata = {}
 
     def named_files(self) -> dict[str, str]:
         """Training and validation file."""

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from services.shared.schemas.jobs import ExpertHyperparameters
 from services.shared.tokenizer import max_context_of
 from services.shared.vocabulary import model_name
-from services.trainer_worker.checkpoints import last_complete
+from services.trainer_worker.checkpoints import ADAPTER_FILES, last_complete
 from services.trainer_worker.datasets import Block, make_blocks
 from services.trainer_worker.progress import TrainingProgress
 from services.trainer_worker.training.expert_callbacks import (
@@ -30,7 +30,6 @@ from services.trainer_worker.training.expert_callbacks import (
 )
 from services.trainer_worker.training.expert_trainer import ExpertTrainer, Schedule, collate
 from services.trainer_worker.training.lora import (
-    ADAPTER_FILES,
     add_lora,
     load_base,
 )

@@ -13,7 +13,6 @@ from services.shared.errors import InvalidRequest
 from services.shared.modeling.wiring import linear_shape
 from services.shared.schemas.jobs import ExpertHyperparameters
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

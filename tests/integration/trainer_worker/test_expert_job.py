@@ -106,6 +106,27 @@ def columns(release: ReleaseRow) -> list[tuple[str, int]]:
     return [(column.version.expert_name, column.version.version) for column in release.experts]
 
 
+class TestCheckpoints:
+    def test_are_published_with_their_losses_when_they_are_to_be_kept(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], settings: Settings
+    ) -> None:
+        alone = {"add_to_release": False, "activate": False}
+        kept = run(expert("kept", keep_checkpoints=True, **alone)).result
+        not_kept = run(expert("not-kept", **alone)).result
+
+        storage = Storage(settings.storage.root)
+        by_step = {checkpoint["step"]: checkpoint for checkpoint in kept["checkpoints"]}
+        assert sorted(by_step) == [4, 8]
+        best = min(by_step.values(), key=lambda checkpoint: float(checkpoint["eval_loss"]))
+        assert best["eval_loss"] == pytest.approx(kept["metrics"]["eval_loss"])
+        assert all(checkpoint["loss"] > 0 for checkpoint in by_step.values())
+        assert by_step[4]["digest"] != by_step[8]["digest"]
+        adapter = storage.artifact(kept["digest"])
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (storage.artifact(best["digest"]) / name).read_bytes() == (adapter / name).read_bytes()
+        assert "checkpoints" not in not_kept
+
+
 class TestJoining:
     def test_makes_the_first_release_and_adds_to_and_replaces_in_the_next(
         self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings

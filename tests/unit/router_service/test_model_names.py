@@ -3,7 +3,14 @@
 import pytest
 
 from services.router_service.generation_request import Speakers
-from services.router_service.model_names import NAMELESS, expert_model, speakers_of
+from services.router_service.model_names import (
+    NAMELESS,
+    FineTunedName,
+    expert_model,
+    fine_tuned_model,
+    read_fine_tuned,
+    speakers_of,
+)
 from services.router_service.schemas.openai_requests import ACTIVE_MODEL
 from services.shared.errors import NotFound
 
@@ -45,3 +52,33 @@ class TestSpeakersOf:
 
     def test_an_experts_model_leads_back_to_it(self) -> None:
         assert speakers_of(expert_model("b", "math"), base="b", registered=REGISTERED).weights == {"math": 1.0}
+
+
+class TestFineTuned:
+    @pytest.mark.parametrize("step", [None, 0, 120])
+    @pytest.mark.parametrize("base", ["demo", "org/llama-3.2", "odd:name"])
+    def test_a_name_leads_back_to_the_job_and_the_step(self, base: str, step: int | None) -> None:
+        model = fine_tuned_model(base, "my-sums", f"job-{'0123456789abcdef' * 2}", step=step)
+
+        assert read_fine_tuned(model, base=base) == FineTunedName("my-sums", "0123456789ab", step)
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            "ft:",
+            "ft:demo",
+            "ft:demo:sums",
+            "ft:demo:sums:0123",
+            "ft:other:sums:0123456789ab",
+            "ft:demo:sums:0123456789ab:ckpt-step-",
+            "ft:demo:sums:0123456789ab:ckpt-step-1x",
+            "ft:demo:Sums:0123456789ab",
+            "ft:demo:sums:0123456789ab\n",
+            "sums:0123456789ab",
+        ],
+    )
+    def test_what_is_no_such_name_is_not_found(self, model: str) -> None:
+        with pytest.raises(NotFound) as raised:
+            read_fine_tuned(model, base="demo")
+
+        assert raised.value.error_code == "model_not_found"

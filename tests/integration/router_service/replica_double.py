@@ -183,6 +183,7 @@ class ReplicaDouble:
             prompt_top_logprobs=((), *[self._top(0, request)] * (len(request.prompt_ids) - 1))
             if request.prompt_logprobs
             else None,
+            prompt_states=(0.5, -0.25, float(len(request.prompt_ids))) if request.prompt_states else None,
             timings=TIMINGS,
         )
 

@@ -1,5 +1,6 @@
 """Uploads, and jobs up to the moment a worker takes them."""
 
+import io
 import json
 import threading
 import time
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
@@ -25,6 +28,15 @@ def upload(client: httpx.Client, content: bytes = LINES, filename: str = "train.
     response = client.post("/files", data={"purpose": "fine-tune"}, files={"file": (filename, content)})
     assert response.status_code == 201, response.text
     return str(response.json()["id"])
+
+
+def table(texts: list[str], filename: str) -> bytes:
+    """A column of texts as CSV or Parquet, by the name's ending."""
+    if filename.endswith("csv"):
+        return "\n".join(["text", *texts]).encode()
+    content = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), content)
+    return content.getvalue()
 
 
 def submit(client: httpx.Client, file_id: str, **fields: Any) -> httpx.Response:
@@ -151,6 +163,18 @@ class TestSubmission:
             assert error["param"] == field
             assert "train.jsonl line 3: not JSON" in error["message"]
         assert client.get("/jobs").json()["data"] == []
+
+    @pytest.mark.parametrize("filename", ["train.csv", "train.parquet"])
+    def test_tables_are_read_through_too(self, client: httpx.Client, filename: str) -> None:
+        good, bad = (table(texts, filename) for texts in (["a", "b"], ["a", "b", "  "]))
+
+        accepted = submit(client, upload(client, good, filename))
+        refused = error_of(submit(client, upload(client, bad, filename)), 422)
+
+        assert accepted.status_code == 202, accepted.text
+        place = "line 4" if filename.endswith("csv") else "row 3"
+        assert f"{filename} {place}: 'text' is empty" in refused["message"]
+        assert len(client.get("/jobs").json()["data"]) == 1
 
     def test_an_unknown_expert_of_a_router_job_is_not_found(self, client: httpx.Client) -> None:
         error_of(client.post("/jobs", json={"kind": "router", "experts": ["nobody"]}), 404)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.shared import training_text
+from services.shared import training_records, training_text
 from services.shared.errors import InvalidDataset
 from services.shared.training_text import Example, count_examples, read_examples
 
@@ -111,7 +111,7 @@ class TestComplaints:
     def test_an_endless_line_is_refused_before_it_is_in_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(training_text, "MAX_LINE_BYTES", 100)
+        monkeypatch.setattr(training_records, "MAX_LINE_BYTES", 100)
 
         with pytest.raises(InvalidDataset, match="line 1: longer than 100 bytes"):
             read_examples(written(tmp_path, '{"text": "' + "x" * 200 + '"}'), filename="a.jsonl")

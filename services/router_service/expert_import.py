@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from services.router_service.release_making import extend_release, refuse_hopeless_extension
@@ -17,11 +15,12 @@ from services.router_service.transactions import Transactions, plain_text
 from services.router_service.uploads import room_on_disk, write_upload
 from services.shared.database.rows import ExpertVersionRow, ReleaseRow
 from services.shared.errors import InvalidAdapter, InvalidDataset, InvalidRequest
+from services.shared.garbage import withdraw_artifact
 from services.shared.publishing import add_evidence
 from services.shared.registry import register_expert
 from services.shared.release_activation import activate_release
 from services.shared.schemas.sequences import AdapterReport, BaseModelInfo
-from services.shared.storage import Storage
+from services.shared.storage import Published, Storage
 from services.shared.tokenizer import Tokenizer
 from services.shared.training_text import read_examples
 
@@ -90,15 +89,15 @@ class ExpertImport:
             await self._transactions.run(
                 refuse_hopeless_extension, expert=upload.name, has_evidence=has_evidence, hosted=hosted
             )
-        digest = await asyncio.to_thread(self._publish, parts, upload.exemplars)
+        published = await asyncio.to_thread(self._publish, parts, upload.exemplars)
         try:
-            report = await self._replicas.check_adapter(digest)
+            report = await self._replicas.check_adapter(published.digest)
         except InvalidAdapter:
-            await self._transactions.run(self._withdraw, digest)
+            await self._transactions.run(withdraw_artifact, self._storage, published)
             raise
-        return await self._transactions.run(self._register, upload, digest, report, hosted)
+        return await self._transactions.run(self._register, upload, published.digest, report, hosted)
 
-    def _publish(self, parts: Mapping[str, UploadedFile], exemplars: UploadedFile | None) -> str:
+    def _publish(self, parts: Mapping[str, UploadedFile], exemplars: UploadedFile | None) -> Published:
         with room_on_disk(), self._storage.stage() as staged:
             folder = staged / "expert"
             folder.mkdir()
@@ -108,7 +107,7 @@ class ExpertImport:
             _refuse_no_json(folder / CONFIG_FILE)
             if exemplars is not None:
                 self._add_evidence(folder, staged / "exemplars", exemplars)
-            return self._storage.publish(folder)
+            return self._storage.put(folder)
 
     def _add_evidence(self, folder: Path, copy: Path, exemplars: UploadedFile) -> None:
         write_upload(exemplars.content, copy, max_bytes=MAX_EXEMPLAR_BYTES, what="exemplars")
@@ -119,11 +118,6 @@ class ExpertImport:
         except InvalidDataset as error:
             raise InvalidDataset(error.message, param="exemplars") from error
         add_evidence(folder, examples=examples, tokenizer=self._tokenizer)
-
-    def _withdraw(self, session: Session, digest: str) -> None:
-        """Remove a refused artifact, unless the same content is somebody's registered version."""
-        if not session.scalar(select(exists().where(ExpertVersionRow.digest == digest))):
-            shutil.rmtree(self._storage.artifact(digest), ignore_errors=True)
 
     def _register(
         self, session: Session, upload: ExpertUpload, digest: str, report: AdapterReport, hosted: BaseModelInfo | None

@@ -122,7 +122,12 @@ def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_ht
         app,
         max_body_bytes=own.max_body_bytes or _BODY_BYTES_PER_PROMPT_BYTE * own.max_prompt_bytes + 64 * 1024,
         max_json_depth=own.max_json_depth,
-        upload_limits={"/files": uploads, "/v1/files": uploads, "/experts": uploads},
+        upload_limits={
+            "/files": uploads,
+            "/v1/files": uploads,
+            "/experts": uploads,
+            "/releases/import": settings.releases.max_archive_bytes + _MULTIPART_OVERHEAD_BYTES,
+        },
         api_key=own.api_key,
     )
     for module in _ROUTES:

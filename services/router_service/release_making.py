@@ -27,7 +27,7 @@ def make_release(
     router_digest = _router_digest(session, request, active)
     if request.graph is not None:
         _held(storage, request.graph)
-    name, fingerprint = _base_of(active, hosted)
+    name, fingerprint = base_of(active, hosted)
     versions = _versions(session, [_parted(named) for named in request.experts])
     return create_release(
         session,
@@ -57,7 +57,7 @@ def extend_release(
     Without an active release its router is that of the newest release for the same base model.
     """
     active = active_release(session)
-    name, fingerprint = _base_of(active, hosted)
+    name, fingerprint = base_of(active, hosted)
     model = active or _newest_release_for(session, fingerprint)
     if model is None:
         raise Conflict(
@@ -84,7 +84,7 @@ def refuse_hopeless_extension(
 ) -> None:
     """Raise what `extend_release` would trip over, before anything is uploaded anywhere."""
     active = active_release(session)
-    _, fingerprint = _base_of(active, hosted)
+    _, fingerprint = base_of(active, hosted)
     model = active or _newest_release_for(session, fingerprint)
     if model is not None and model.router_kind == RouterKind.BAYES and not has_evidence:
         raise InvalidRequest(
@@ -106,7 +106,7 @@ def _parted(named: str) -> tuple[str, int | None]:
     return name, int(version) if version else None
 
 
-def _base_of(active: ReleaseRow | None, hosted: BaseModelInfo | None) -> BaseModel:
+def base_of(active: ReleaseRow | None, hosted: BaseModelInfo | None) -> BaseModel:
     """What the replicas host; while none answers, what the active release was made for."""
     if hosted is not None:
         return hosted.name, hosted.fingerprint

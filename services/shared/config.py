@@ -73,6 +73,9 @@ class ReleaseSettings(Section):
         description="Nats per token that an evaluated release may be worse than the active one in any domain; "
         "one that is worse than that is activated only by force.",
     )
+    max_archive_bytes: int = Field(
+        default=8 * 1024**3, ge=1024, description="Largest archive of a release accepted by import."
+    )
 
 
 class RouterSettings(Section):

@@ -16,7 +16,7 @@ from sqlalchemy import Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
 from services.shared.database.rows import ExpertVersionRow, FileRow, JobRow, ReleaseRow
-from services.shared.storage import Storage, num_bytes_in
+from services.shared.storage import Published, Storage, num_bytes_in
 
 _DIGESTS: Final = r"\y[0-9a-f]{64}\y"
 _FILES: Final = r"\yfile-[0-9a-f]{32}\y"
@@ -78,6 +78,11 @@ def forget_unused_files(session: Session, *, grace_s: float) -> list[str]:
     unused = held - _named_in_jobs(session, _FILES)
     session.execute(delete(FileRow).where(FileRow.id.in_(unused)))
     return sorted(unused)
+
+
+def withdraw_artifact(session: Session, storage: Storage, published: Published) -> None:
+    """Take back an artifact that was refused, unless something refers to it."""
+    storage.withdraw(published, is_needed=partial(_is_named, session, published.digest))
 
 
 def _unused_files(session: Session, horizon: float) -> Iterable[FileRow]:

@@ -193,6 +193,7 @@ def create_release(  # noqa: PLR0913
     version_ids: Sequence[int],
     note: str,
     evaluation: Evaluation | None = None,
+    calibration_digest: str | None = None,
 ) -> ReleaseRow:
     """A staged release; `version_ids` are its gate's columns in order, one version per expert, all for one base."""
     versions = _versions_of_one_base(session, version_ids, base_fingerprint)
@@ -202,6 +203,7 @@ def create_release(  # noqa: PLR0913
         router_digest=router_digest,
         router_kind=router_kind,
         graph_digest=graph_digest,
+        calibration_digest=calibration_digest,
         status=VersionStatus.STAGED,
         note=note,
         evaluation=evaluation.model_dump() if evaluation is not None else None,

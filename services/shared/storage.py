@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.shared.errors import NotFound
@@ -28,6 +30,21 @@ def folder_digest(folder: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Published:
+    """An artifact that was published, and when it came to be (seconds since the epoch); None if it was there before."""
+
+    digest: str
+    made_at: float | None
+
+
+def _touch(path: Path) -> float:
+    """Make it as new as the clock can tell: the file system's own idea of now is a few milliseconds coarse."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+    return path.stat().st_mtime
 
 
 def num_bytes_in(folder: Path) -> int:
@@ -77,33 +94,44 @@ class Storage:
 
     def publish(self, folder: Path) -> str:
         """Copy `folder` into the artifacts under the digest of its content and return the digest; idempotent."""
+        return self.put(folder).digest
+
+    def put(self, folder: Path) -> Published:
+        """`publish`, for who may have to take it back with `withdraw`."""
         digest = folder_digest(folder)
         if self.hold(digest):
-            return digest
+            return Published(digest, made_at=None)
         target = self.artifacts / digest
         with self.stage() as staged:
             copy = staged / digest
             shutil.copytree(folder, copy)
-            os.utime(copy)
             with self._lock(fcntl.LOCK_SH):
+                made_at = _touch(copy)
                 try:
                     os.replace(copy, target)
                 except OSError:
                     # Another process published the same content first: equal digest, equal bytes.
                     if not target.exists():
                         raise
-                    os.utime(target)
-        return digest
+                    _touch(target)
+                    return Published(digest, made_at=None)
+        return Published(digest, made_at)
 
     def hold(self, digest: str) -> bool:
         """Whether an artifact is there; if so, it counts as published just now, so that whoever is about to refer to
         it finds it."""
         with self._lock(fcntl.LOCK_SH):
             try:
-                os.utime(self.artifacts / digest)
+                _touch(self.artifacts / digest)
             except FileNotFoundError:
                 return False
         return True
+
+    def withdraw(self, published: Published, *, is_needed: Callable[[], bool]) -> None:
+        """Take back what was published in vain, unless it was there before, was published again or `is_needed`."""
+        if published.made_at is not None:
+            since = math.nextafter(published.made_at, math.inf)
+            self.discard(published.digest, published_before=since, is_needed=is_needed)
 
     def published_before(self, horizon: float) -> list[str]:
         """The digests of artifacts that were last published before `horizon`, in seconds since the epoch."""

@@ -3,12 +3,15 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, File, UploadFile
+from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from services.router_service.api.examples import ERRORS
 from services.router_service.dependencies import ResourcesDep
+from services.router_service.release_archive import archive_bytes, describe_release, write_archive
 from services.router_service.release_comparison import compare_releases, released_expert
+from services.router_service.release_import import ReleaseImport
 from services.router_service.release_making import make_release
 from services.router_service.schemas.comparison import ReleaseComparison
 from services.router_service.schemas.listing import DEFAULT_LIMIT, After, Limit, Listing, page
@@ -79,6 +82,46 @@ async def rollback(resources: ResourcesDep, body: Annotated[IfActive | None, Bod
         await resources.catalog.check(before)
     expected = _expected(body)
     row = await resources.transactions.run(rollback_release, expected_active=active if expected is UNSET else expected)
+    await resources.catalog.try_refresh()
+    return shown(row)
+
+
+@router.get(
+    "/{release_id}/export",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+            "description": "manifest.json and every file of the release's artifacts, for `POST /releases/import`.",
+        }
+    },
+)
+async def export_release(release_id: str, resources: ResourcesDep) -> StreamingResponse:
+    """The release as one archive; the same release gives the same bytes."""
+    row = await resources.transactions.run(find_release, numbered(release_id))
+    manifest = await asyncio.to_thread(describe_release, row, resources.storage)
+    headers = {
+        "content-length": str(archive_bytes(manifest)),
+        "content-disposition": f'attachment; filename="{row.id}.tar"',
+    }
+    return StreamingResponse(
+        write_archive(manifest, resources.storage), media_type="application/x-tar", headers=headers
+    )
+
+
+@router.post("/import", status_code=201)
+async def import_release(
+    archive: Annotated[UploadFile, File(description="What `GET /releases/{id}/export` gave, here or elsewhere.")],
+    resources: ResourcesDep,
+) -> Release:
+    """Take in a release whole or not at all: every digest is verified, every adapter by a replica. It is staged."""
+    importer = ReleaseImport(
+        transactions=resources.transactions,
+        storage=resources.storage,
+        replicas=resources.replicas,
+        check_release=resources.catalog.read,
+    )
+    row = await importer.run(archive.file)
     await resources.catalog.try_refresh()
     return shown(row)
 

@@ -1,14 +1,21 @@
 """From a job's specification to a queued row and a message: checked first, committed, then announced."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from celery import Celery
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from services.router_service.dataset_report import Survey, survey
+from services.router_service.dry_run import Ground, dry_run, measured_rate
+from services.router_service.schemas.dry_run import DryRun
+from services.router_service.training_cost import BaseShape
 from services.router_service.transactions import Transactions
 from services.shared import jobs
+from services.shared.config import Settings
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import InvalidDataset, NotFound, Overloaded
 from services.shared.queue import enqueue_job
@@ -16,7 +23,9 @@ from services.shared.registry import latest_versions
 from services.shared.schemas.jobs import JobSpecBase
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
-from services.shared.training_text import count_examples
+from services.shared.tokenizer import Tokenizer
+from services.shared.training_text import count_examples, iterate_examples
+from services.shared.vocabulary import model_name
 
 log = get_logger(__name__)
 
@@ -24,11 +33,15 @@ log = get_logger(__name__)
 class JobSubmission:
     """Checks what a job needs, makes its row, and tells the workers."""
 
-    def __init__(self, transactions: Transactions, storage: Storage, queue: Celery, *, max_unfinished: int) -> None:
+    def __init__(
+        self, transactions: Transactions, storage: Storage, queue: Celery, tokenizer: Tokenizer, settings: Settings
+    ) -> None:
         self._transactions = transactions
         self._storage = storage
         self._queue = queue
-        self._max_unfinished = max_unfinished
+        self._tokenizer = tokenizer
+        self._base_model = settings.base_model
+        self._max_unfinished = settings.router_service.max_unfinished_jobs
 
     async def submit(self, spec: JobSpecBase, *, idempotency_key: str | None) -> JobRow:
         """The queued job; the same one again for a key that was used before.
@@ -60,16 +73,44 @@ class JobSubmission:
         if not await asyncio.to_thread(enqueue_job, self._queue, job.id, queue=job.queue):
             log.warning("queue unreachable, the workers will find the job", job=job.id)
 
+    async def dry_run(self, spec: JobSpecBase) -> DryRun:
+        """What the job would do and cost; nothing is queued. Raises what `submit` would for the spec and its files."""
+        files = await self._transactions.run(_check_spec, spec)
+        surveys = {field: await asyncio.to_thread(self._survey, field, row) for field, row in files.items()}
+        queue = str(spec.queue or self._queue.conf.task_default_queue)
+        measured = await self._transactions.run(
+            measured_rate, spec.kind, base_model=model_name(self._base_model), queue=queue
+        )
+        shape = await asyncio.to_thread(BaseShape.of_model, self._base_model)
+        ground = Ground(shape=shape, max_context=self._tokenizer.max_context, queue=queue, measured=measured)
+        return await asyncio.to_thread(dry_run, spec, surveys, ground)
+
     def _read_through(self, field: str, row: FileRow) -> None:
+        with _named(field):
+            count_examples(self._path(field, row), filename=row.filename)
+
+    def _survey(self, field: str, row: FileRow) -> Survey:
+        path, template = self._path(field, row), self._tokenizer.apply_chat_template
+        with _named(field):
+            examples = iterate_examples(path, filename=row.filename, chat_template=template)
+            return survey(examples, self._tokenizer)
+
+    def _path(self, field: str, row: FileRow) -> Path:
         path = self._storage.upload(row.id)
         if not path.is_file():
             raise NotFound(
                 f"The bytes of {row.id} are gone: upload the file again.", param=field, code="file_not_found"
             )
-        try:
-            count_examples(path, filename=row.filename)
-        except InvalidDataset as error:
-            raise InvalidDataset(error.message, param=field) from error
+        return path
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Complaints about a file name the field that names it."""
+    try:
+        yield
+    except InvalidDataset as error:
+        raise InvalidDataset(error.message, param=field) from error
 
 
 def _with_key(session: Session, idempotency_key: str | None) -> JobRow | None:

@@ -16,6 +16,7 @@ from services.router_service.api import (
     garbage,
     generate,
     health,
+    job_records,
     jobs,
     openai_adapters,
     openai_chat,
@@ -83,6 +84,7 @@ _ROUTES: Final = (
     experts,
     files,
     jobs,
+    job_records,
     releases,
     replicas,
     requests,
@@ -198,7 +200,7 @@ def _connect(
         fine_tuned=FineTunedModels(transactions),
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=queue,
-        submission=JobSubmission(transactions, storage, queue, max_unfinished=own.max_unfinished_jobs),
+        submission=JobSubmission(transactions, storage, queue, tokenizer, settings),
     )
 
 

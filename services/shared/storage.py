@@ -16,6 +16,7 @@ from pathlib import Path
 from services.shared.errors import NotFound
 from services.shared.vocabulary import DIGEST_PATTERN
 
+JOB_ID_PATTERN = r"^job-[0-9a-f]{32}$"
 UPLOAD_ID_PATTERN = r"^file-[0-9a-f]{32}$"
 _CHUNK_BYTES = 1024 * 1024
 
@@ -171,6 +172,12 @@ class Storage:
         if not re.fullmatch(DIGEST_PATTERN, digest) or not (self.artifacts / digest).is_dir():
             raise NotFound(f"No artifact {digest[:80]!r} in storage.", param="digest")
         return self.artifacts / digest
+
+    def job_folder(self, job_id: str) -> Path:
+        """Where a job keeps its log and its work (or will)."""
+        if not re.fullmatch(JOB_ID_PATTERN, job_id):
+            raise NotFound(f"No job {job_id[:80]!r}.", param="job")
+        return self.root / "jobs" / job_id
 
     def upload(self, file_id: str) -> Path:
         """Where the bytes of an uploaded file are (or will be)."""

@@ -53,6 +53,7 @@ class Tokenizer:
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         self.chat_template = chat_template
         self._special_tokens = dict(special_tokens or {})
+        self.eos_id: int | None = backend.token_to_id(self._special_tokens.get("eos_token", ""))
         self.bos_id: int | None = backend.token_to_id(self._special_tokens.get("bos_token", ""))
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.shared.errors import InvalidDataset
+from services.shared.training_plan import held_out_indices, pack, piece_starts
 
 if TYPE_CHECKING:
     from services.shared.training_text import Example
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not learned (the value that torch's cross entropy ignores)."""
 
-_OPEN_BLOCKS = 32
 Ids = npt.NDArray[np.int64]
 
 
@@ -67,22 +67,17 @@ def make_blocks(
         )
     order = np.random.default_rng(seed).permutation(len(pieces))
     shuffled = [pieces[index] for index in order]
-    return _pack(shuffled, max_length) if packing else shuffled
+    if not packing:
+        return shuffled
+    groups = pack([len(piece.token_ids_T) for piece in shuffled], max_length)
+    return [_joined([shuffled[member] for member in members]) for members in groups]
 
 
 def split_examples(
     examples: "Sequence[Example]", *, fraction: float, seed: int
 ) -> "tuple[list[Example], list[Example]]":
     """Training and validation examples, at least one each; which is which depends on `seed` alone."""
-    if len(examples) < 2:
-        raise InvalidDataset(
-            f"The training file holds {len(examples)} example(s), but one must be held out to validate: "
-            "give at least 2 examples (20 or more are advisable), or upload a validation file as well.",
-            param="training_file",
-        )
-    num_validation = min(max(1, round(len(examples) * fraction)), len(examples) - 1)
-    order = np.random.default_rng(seed).permutation(len(examples))
-    held_out = {int(index) for index in order[:num_validation]}
+    held_out = held_out_indices(len(examples), fraction=fraction, seed=seed)
     train = [example for index, example in enumerate(examples) if index not in held_out]
     validation = [example for index, example in enumerate(examples) if index in held_out]
     return train, validation
@@ -129,32 +124,12 @@ def _pieces(document: Document, max_length: int) -> list[Block]:
     """The document in pieces that overlap by one token: the first of each is a target of the piece before."""
     num_tokens = len(document.token_ids_T)
     pieces = []
-    for start in range(0, max(num_tokens - 1, 1), max_length - 1):
+    for start in piece_starts(num_tokens, max_length):
         ids = document.token_ids_T[start : start + max_length]
         labels = np.where(document.learned_T[start : start + max_length], ids, IGNORED)
         labels[:1] = IGNORED
         pieces.append(Block(ids, labels, np.arange(len(ids), dtype=np.int64)))
     return pieces
-
-
-def _pack(pieces: Sequence[Block], max_length: int) -> list[Block]:
-    """First fit over a few open blocks: at most a few per cent of padding, in one pass."""
-    closed: list[list[Block]] = []
-    open_blocks: list[tuple[int, list[Block]]] = []
-    for piece in pieces:
-        size = len(piece.token_ids_T)
-        for slot, (used, members) in enumerate(open_blocks):
-            if used + size <= max_length:
-                members.append(piece)
-                open_blocks[slot] = (used + size, members)
-                break
-        else:
-            open_blocks.append((size, [piece]))
-        if len(open_blocks) > _OPEN_BLOCKS:
-            fullest = max(range(len(open_blocks)), key=lambda slot: open_blocks[slot][0])
-            closed.append(open_blocks.pop(fullest)[1])
-    closed.extend(members for _, members in open_blocks)
-    return [_joined(members) for members in closed]
 
 
 def _joined(members: Sequence[Block]) -> Block:

@@ -70,7 +70,7 @@ def run_expert_job(context: JobContext) -> Publish:
     )
     digest = publish_expert(context.storage, training.adapter_dir, examples=train, evidence=evidence)
     default_router = _default_router(context, spec, base, evidence)
-    metrics = _metrics(training)
+    metrics = _metrics(training) | {"base_model": base.name}
     checkpoints = _published_checkpoints(context, spec)
 
     def publish(session: Session) -> dict[str, Any]:
@@ -86,7 +86,14 @@ def run_expert_job(context: JobContext) -> Publish:
             job_id=context.job_id,
             metrics=metrics,
         )
-        result = {"expert": spec.name, "version": version.version, "digest": digest, "metrics": metrics, **checkpoints}
+        result = {
+            "expert": spec.name,
+            "version": version.version,
+            "digest": digest,
+            "metrics": metrics,
+            "artifacts": {"expert": digest},
+            **checkpoints,
+        }
         if not wants_release(spec):
             return result
         release = join_release(
@@ -198,4 +205,6 @@ def _metrics(training: "ExpertTraining") -> dict[str, Any]:
         "num_steps": training.num_steps,
         "stopped_early": training.stopped_early,
         "seconds": round(training.seconds, 3),
+        "tokens_per_s": round(training.tokens_per_s, 1),
+        "peak_memory_bytes": training.peak_memory_bytes,
     }

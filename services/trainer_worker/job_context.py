@@ -60,7 +60,7 @@ class JobFolder:
     """`<storage root>/jobs/<job id>/`: the log for good, `work/` until the job has ended."""
 
     def __init__(self, storage: Storage, job_id: str) -> None:
-        self.root = storage.root / "jobs" / job_id
+        self.root = storage.job_folder(job_id)
         self.work = self.root / "work"
         self.log_file = self.root / "log.jsonl"
         self.work.mkdir(parents=True, exist_ok=True)

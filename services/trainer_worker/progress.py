@@ -1,13 +1,16 @@
 """How a training tells where it is and learns that it should stop."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training is. `seconds_left` is an estimate from this attempt's steps; losses are nats per token."""
+    """Where a training is. `seconds_left` is an estimate from this attempt's steps; losses are nats per token.
+
+    `num_tokens` are those read in this attempt so far, padding included; `figures` are a kind's own metrics by name.
+    """
 
     phase: str
     step: int
@@ -16,6 +19,8 @@ class TrainingProgress:
     eval_loss: float | None = None
     learning_rate: float | None = None
     seconds_left: float | None = None
+    num_tokens: int | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainingStopped(Exception):

@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import TrainerSettings
+from services.shared.job_metrics import record_metrics
 from services.shared.jobs import (
     EventLevel,
     EventType,
@@ -28,6 +29,7 @@ from services.shared.jobs import (
 )
 from services.shared.schemas.jobs import JobProgress
 from services.shared.telemetry import get_logger
+from services.trainer_worker.metric_series import MetricPoint, MetricSeries
 from services.trainer_worker.progress import TrainingProgress
 
 log = get_logger(__name__)
@@ -66,6 +68,8 @@ class Pulse:
         self._counted: TrainingProgress | None = None
         self._last_metrics_step = 0
         self._events: deque[Event] = deque()
+        self._series = MetricSeries()
+        self._points: deque[MetricPoint] = deque()
         self._writing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -81,8 +85,11 @@ class Pulse:
         self._thread.join()
 
     def report(self, progress: TrainingProgress) -> None:
-        """Remember where the job is; evaluations and about a hundred steps in between become events."""
+        """Remember where the job is; evaluations and about a hundred steps in between become events, about a thousand
+        points of its time series."""
         self._progress = self._with_steps(progress)
+        if (point := self._series.point(progress)) is not None:
+            self._points.append(point)
         due = progress.step - self._last_metrics_step >= max(progress.total_steps // _METRICS_PER_JOB, 1)
         if progress.eval_loss is not None or (progress.loss is not None and due):
             self._last_metrics_step = progress.step
@@ -119,12 +126,15 @@ class Pulse:
 
     def _beat(self, *, renew: bool) -> None:
         with self._writing:
-            progress, events = self._progress, tuple(self._events)
+            progress, events, points = self._progress, tuple(self._events), tuple(self._points)
             with self._sessions.begin() as session:
                 lease = self._lease(session, renew=renew)
                 if lease.held:
                     self._write(session, progress, events)
+                    self._write_points(session, points)
             self._forget(progress, len(events))
+            for _ in points:
+                self._points.popleft()
         self.lost = self.lost or not lease.held
         self.cancel_requested = self.cancel_requested or lease.cancel_requested
         self.pause_requested = lease.pause_requested
@@ -141,6 +151,12 @@ class Pulse:
             record_progress(session, self._job_id, owner=self._owner, progress=_row_progress(progress))
         for event in events:
             add_event(session, self._job_id, event.message, level=event.level, type=event.type, data=event.data)
+
+    def _write_points(self, session: Session, points: Sequence[MetricPoint]) -> None:
+        by_step: dict[int, dict[str, Any]] = {}
+        for point in points:
+            by_step.setdefault(point.step, {}).update(point.figures)
+        record_metrics(session, self._job_id, by_step)
 
     def _forget(self, progress: TrainingProgress | None, num_events: int) -> None:
         if self._progress is progress:

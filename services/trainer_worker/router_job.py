@@ -83,6 +83,7 @@ def run_router_job(context: JobContext) -> Publish:
             "router": router.digest,
             "router_kind": router.kind.value,
             "experts": [version.expert_name for version in versions],
+            "artifacts": {"router": router.digest},
         }
         if not (spec.create_release or spec.activate):
             return result

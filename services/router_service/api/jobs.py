@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, Header, Query
+from fastapi import APIRouter, Body, Header, Query, Response
 from sqlalchemy.orm import Session
 
 from services.router_service.api.event_stream import SSE_KEEP_ALIVE, EventStreamResponse, sse_event
 from services.router_service.api.examples import ERRORS, JOB_EXAMPLES
 from services.router_service.dependencies import ResourcesDep
+from services.router_service.schemas.dry_run import DryRun
 from services.router_service.schemas.listing import DEFAULT_LIMIT, After, Limit, Listing, page
 from services.router_service.transactions import Transactions
 from services.shared import jobs
@@ -29,13 +31,20 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, responses={200: {"model": DryRun, "description": "With `dry_run`."}})
 async def submit_job(
     spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)],
     resources: ResourcesDep,
+    response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> Job:
-    """Queue a job. Its files are read through first, so a bad line is told here and not in the middle of the night."""
+) -> Job | DryRun:
+    """Queue a job. Its files are read through first, so a bad line is told here and not in the middle of the night.
+
+    With `"dry_run": true` nothing is queued: the answer (200) says what was found in the files and what it would take.
+    """
+    if spec.dry_run:
+        response.status_code = HTTPStatus.OK
+        return await resources.submission.dry_run(spec)
     return shown(await resources.submission.submit(spec, idempotency_key=idempotency_key))
 
 

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from services.shared.schemas.jobs import ExpertHyperparameters
 from services.shared.tokenizer import max_context_of
+from services.shared.training_plan import StepPlan
 from services.shared.vocabulary import model_name
 from services.trainer_worker.checkpoints import ADAPTER_FILES, last_complete
 from services.trainer_worker.datasets import Block, make_blocks
@@ -34,19 +35,22 @@ from services.trainer_worker.training.lora import (
     load_base,
 )
 from services.trainer_worker.training.packing_probe import keeps_packed_documents_apart, takes_positions, vocab_size_of
+from services.trainer_worker.training.peak_memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from services.shared.training_text import Example
 
 __all__ = ["ExpertTraining", "TrainingProgress", "train_expert"]
 
-_NUM_EVALUATIONS = 10
 _KEPT_CHECKPOINTS = 3  # the best, the newest, and one more while the newest is being written
 
 
 @dataclass(frozen=True)
 class ExpertTraining:
-    """A finished training. Losses are nats per token on the validation examples, before and after."""
+    """A finished training. Losses are nats per token on the validation examples, before and after.
+
+    `seconds`, `tokens_per_s` (evaluations included) and `peak_memory_bytes` are those of the attempt that ended it.
+    """
 
     adapter_dir: Path
     best_eval_loss: float
@@ -55,26 +59,8 @@ class ExpertTraining:
     num_steps: int
     stopped_early: bool
     seconds: float
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """How many blocks make a step and how many steps there are."""
-
-    batch_size: int
-    accumulation: int
-    num_steps: int
-    eval_steps: int
-
-    @classmethod
-    def of(cls, hyperparameters: ExpertHyperparameters, num_blocks: int) -> "StepPlan":
-        """Steps of at most one epoch each: few blocks make smaller steps, not fewer passes."""
-        batch_size = min(hyperparameters.batch_size, num_blocks)
-        accumulation = min(hyperparameters.gradient_accumulation_steps, math.ceil(num_blocks / batch_size))
-        epochs_steps = math.ceil(hyperparameters.num_epochs * num_blocks / (batch_size * accumulation))
-        num_steps = hyperparameters.max_steps or max(epochs_steps, 1)
-        eval_steps = hyperparameters.eval_steps or math.ceil(num_steps / _NUM_EVALUATIONS)
-        return cls(batch_size, accumulation, num_steps, eval_steps)
+    tokens_per_s: float
+    peak_memory_bytes: int
 
 
 def train_expert(  # noqa: PLR0913
@@ -131,6 +117,7 @@ def train_expert(  # noqa: PLR0913
         base_eval_loss = trainer.validation_loss()
     divergence = Divergence(base_eval_loss=base_eval_loss, vocab_size=vocab_size_of(base))
     checkpointing = Checkpointing(folder.checkpoints, should_keep_state=should_keep_state)
+    training_since = time.monotonic()
     state = _run(trainer, hyperparameters, folder, callbacks=(divergence, checkpointing), on_progress=on_progress)
     assert state.best_global_step is not None
     assert state.best_metric is not None
@@ -142,6 +129,8 @@ def train_expert(  # noqa: PLR0913
         num_steps=state.global_step,
         stopped_early=state.global_step < plan.num_steps,
         seconds=time.monotonic() - started_at,
+        tokens_per_s=trainer.num_tokens / (time.monotonic() - training_since),
+        peak_memory_bytes=peak_memory_bytes(),
     )
 
 
@@ -165,7 +154,13 @@ def _run(
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.add_callback(early_stop)
-    trainer.add_callback(Reporting(on_progress, first_step=first_step, step_loss=lambda: trainer.step_loss))
+    reporting = Reporting(
+        on_progress,
+        first_step=first_step,
+        step_loss=lambda: trainer.step_loss,
+        num_tokens=lambda: trainer.num_tokens,
+    )
+    trainer.add_callback(reporting)
     set_seed(hyperparameters.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer.state

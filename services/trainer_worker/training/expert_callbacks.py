@@ -95,10 +95,16 @@ class Reporting(TrainerCallback):
     """Calls `on_progress` after every step and evaluation."""
 
     def __init__(
-        self, on_progress: Callable[[TrainingProgress], None], *, first_step: int, step_loss: Callable[[], float | None]
+        self,
+        on_progress: Callable[[TrainingProgress], None],
+        *,
+        first_step: int,
+        step_loss: Callable[[], float | None],
+        num_tokens: Callable[[], int],
     ) -> None:
         self._on_progress = on_progress
         self._step_loss = step_loss
+        self._num_tokens = num_tokens
         self._clock = StepClock(first_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -120,5 +126,6 @@ class Reporting(TrainerCallback):
                 eval_loss=eval_loss,
                 learning_rate=scheduler.get_last_lr()[0] if scheduler is not None else None,
                 seconds_left=self._clock.seconds_left(state.global_step, state.max_steps),
+                num_tokens=self._num_tokens(),
             )
         )

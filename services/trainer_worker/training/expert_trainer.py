@@ -65,7 +65,8 @@ def collate(blocks: Sequence[Block], *, pad_id: int, with_positions: bool) -> Ba
 
 
 class ExpertTrainer(Trainer):
-    """Trains the adapter in `model`. `step_loss` is the mean loss per token of the step just done."""
+    """Trains the adapter in `model`. `step_loss` is the mean loss per token of the step just done, `num_tokens` counts
+    those read by this trainer, padding included."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -92,6 +93,7 @@ class ExpertTrainer(Trainer):
         self._should_stop = should_stop
         self._should_keep_state = should_keep_state
         self._micro_losses: list[float] = []
+        self.num_tokens = 0
 
     @property
     def step_loss(self) -> float | None:
@@ -138,6 +140,7 @@ class ExpertTrainer(Trainer):
         """
         if self._should_stop() and not self._should_keep_state():
             raise TrainingStopped
+        self.num_tokens += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = loss.item()
         if not math.isfinite(value):

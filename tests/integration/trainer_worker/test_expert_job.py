@@ -10,6 +10,9 @@ import pytest
 import torch
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.router_service.dataset_report import survey
+from services.router_service.dry_run import Ground, dry_run
+from services.router_service.training_cost import BaseShape
 from services.shared.config import Settings
 from services.shared.database.rows import ExpertVersionRow, JobRow, ReleaseRow
 from services.shared.jobs import create_job, find_job, list_events
@@ -20,6 +23,7 @@ from services.shared.release_activation import activate_release
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
 from services.shared.storage import Storage
 from services.shared.tokenizer import load_tokenizer
+from services.shared.training_text import read_examples
 from services.shared.vocabulary import JobStatus
 from services.trainer_worker.evidence import EvidenceMaker
 from services.trainer_worker.job_runner import JobRunner
@@ -156,6 +160,24 @@ class TestJoining:
             assert active_release(session) is None
             assert session.query(ReleaseRow).count() == 1
             assert session.query(ExpertVersionRow).count() == 2
+
+    def test_takes_the_steps_that_a_dry_run_foretold(
+        self, run: Run, expert: Callable[..., ExpertJobSpec], settings: Settings
+    ) -> None:
+        in_epochs = QUICK.model_copy(update={"max_steps": None, "num_epochs": 1.5, "batch_size": 16})
+        spec = expert("math", hyperparameters=in_epochs, add_to_release=False, activate=False)
+        tokenizer = load_tokenizer(settings.base_model)
+        file = read_examples(Storage(settings.storage.root).upload(spec.training_file), filename="problems.jsonl")
+        shape = BaseShape.of_model(settings.base_model)
+        ground = Ground(shape=shape, max_context=tokenizer.max_context, queue="cpu", measured=None)
+
+        foretold = dry_run(spec, {"training_file": survey(file, tokenizer)}, ground)
+        row = run(spec)
+
+        assert row.status == JobStatus.SUCCEEDED, row.error
+        assert foretold.num_steps == row.total_steps == row.step
+        assert foretold.estimate is not None
+        assert 0.2 < foretold.estimate.peak_memory_bytes / row.result["metrics"]["peak_memory_bytes"] < 5
 
     def test_loses_no_change_that_was_activated_meanwhile(
         self,

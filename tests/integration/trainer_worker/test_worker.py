@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
+from services.shared.job_metrics import read_metrics
 from services.shared.jobs import list_events, request_cancel, request_pause, resume_job
 from services.shared.queue import celery_client, enqueue_job
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
@@ -58,6 +59,10 @@ def test_a_job_goes_its_whole_way_once_however_many_messages_there_are(
     assert row.attempt == 1
     with sessions() as session:
         events = list_events(session, job_id)
+        points = read_metrics(session, job_id, max_points=100)
+    assert [point.step for point in points] == list(range(1, 11))
+    assert {"loss", "eval_loss", "learning_rate", "seconds", "tokens_per_s"} <= set(points[-1].figures)
+    assert row.result["metrics"]["tokens_per_s"] > 0
     assert [event.data["status"] for event in events if event.type == "status"] == ["queued", "running", "succeeded"]
     metrics = [event.data for event in events if event.type == "metrics"]
     assert metrics[-1]["step"] == metrics[-1]["total_steps"] == 10

@@ -22,9 +22,10 @@ from transformers import (
 
 from services.shared.errors import InvalidRequest, JobFailed
 from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.training_plan import StepPlan
 from services.shared.training_text import Example
 from services.trainer_worker.progress import TrainingProgress, TrainingStopped
-from services.trainer_worker.training.expert import ExpertTraining, StepPlan, train_expert
+from services.trainer_worker.training.expert import ExpertTraining, train_expert
 from services.trainer_worker.training.expert_callbacks import Divergence
 from services.trainer_worker.training.packing_probe import keeps_packed_documents_apart
 

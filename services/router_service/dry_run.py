@@ -1,0 +1,159 @@
+"""What a job would do, without doing it: its files looked through, its steps counted, its cost estimated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import Float, select
+from sqlalchemy.orm import Session
+
+from services.router_service.dataset_report import Survey
+from services.router_service.schemas.dry_run import DryRun
+from services.router_service.training_cost import BaseShape, MeasuredRate, Work, estimate
+from services.shared.database.rows import JobRow
+from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, JobSpecBase, RouterJobSpec
+from services.shared.training_plan import StepPlan, block_sizes, held_out_indices
+from services.shared.vocabulary import JobKind, JobStatus, RouterKind
+
+_FEW_EXAMPLES = 20
+_PASSES_OF_A_ROUTER_STEP = 1.5
+"""A router reads the trunk's states and then goes through the mixture; its experts weigh little beside the base."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What estimates rest on: the base model's shape and context, the queue, and a rate if one was measured."""
+
+    shape: BaseShape
+    max_context: int | None
+    queue: str
+    measured: MeasuredRate | None
+
+    def within_context(self, max_length: int) -> int:
+        """Training never reads more at once than the base model can."""
+        return min(max_length, self.max_context or max_length)
+
+
+def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:
+    """What is known of a job from its spec and its files, these by the field that names them.
+
+    Raises InvalidDataset when training would find too little to learn from.
+    """
+    max_length = ground.within_context(_max_length(spec))
+    ids = spec.named_files()
+    files = {field: one.report(file_id=ids[field], max_length=max_length) for field, one in surveys.items()}
+    report = DryRun(kind=spec.kind, files=files)
+    if isinstance(spec, ExpertJobSpec):
+        report = _expert(report, spec, surveys, ground)
+    elif isinstance(spec, RouterJobSpec) and spec.router == RouterKind.LEARNED:
+        report = _learned_router(report, spec, ground)
+    return report.model_copy(update={"warnings": _warnings(report)})
+
+
+def measured_rate(session: Session, kind: JobKind, *, base_model: str, queue: str) -> MeasuredRate | None:
+    """Of the last job of the kind that succeeded on this base model in this queue."""
+    metrics = JobRow.result["metrics"]
+    rate = metrics["tokens_per_s"].astext.cast(Float)
+    query = (
+        select(JobRow.id, rate)
+        .where(
+            JobRow.kind == kind.value,
+            JobRow.status == JobStatus.SUCCEEDED.value,
+            JobRow.queue == queue,
+            metrics["base_model"].astext == base_model,
+            rate > 0,
+        )
+        .order_by(JobRow.finished_at.desc())
+        .limit(1)
+    )
+    found = session.execute(query).one_or_none()
+    return MeasuredRate(found[0], found[1]) if found is not None else None
+
+
+def _max_length(spec: JobSpecBase) -> int:
+    if isinstance(spec, ExpertJobSpec | RouterJobSpec):
+        return spec.hyperparameters.max_length
+    return ExpertHyperparameters().max_length
+
+
+def _expert(report: DryRun, spec: ExpertJobSpec, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:
+    hyperparameters = spec.hyperparameters
+    training, validation = surveys["training_file"], surveys.get("validation_file")
+    train_N = training.sizes_N
+    num_overlapping, num_validation = None, 0
+    if validation is None:
+        held_out = held_out_indices(
+            len(train_N), fraction=hyperparameters.validation_fraction, seed=hyperparameters.seed
+        )
+        num_validation = len(held_out)
+        train_N = np.delete(train_N, sorted(held_out))
+    else:
+        num_overlapping, num_validation = validation.num_shared(training), len(validation.sizes_N)
+    max_length = ground.within_context(hyperparameters.max_length)
+    sizes = block_sizes(
+        train_N.tolist(), max_length=max_length, packing=hyperparameters.packing, seed=hyperparameters.seed
+    )
+    counts: dict[str, object] = {
+        "num_overlapping": num_overlapping,
+        "num_train_examples": len(train_N),
+        "num_validation_examples": num_validation,
+    }
+    if not sizes:
+        return report.model_copy(update=counts)
+    plan = StepPlan.of(hyperparameters, len(sizes))
+    num_blocks = plan.num_steps * plan.blocks_per_step
+    work = Work(
+        num_tokens=round(num_blocks * sum(sizes) / len(sizes)),
+        num_steps=plan.num_steps,
+        batch_size=plan.batch_size,
+        length=max(sizes),
+        rank=hyperparameters.rank,
+        half_precision=hyperparameters.mixed_precision != "no",
+    )
+    counts |= {
+        "num_steps": plan.num_steps,
+        "num_epochs": round(num_blocks / len(sizes), 3),
+        "num_tokens": work.num_tokens,
+        "estimate": estimate(ground.shape, work, queue=ground.queue, measured=ground.measured),
+    }
+    return report.model_copy(update=counts)
+
+
+def _learned_router(report: DryRun, spec: RouterJobSpec, ground: Ground) -> DryRun:
+    hyperparameters = spec.hyperparameters
+    length = ground.within_context(hyperparameters.max_length)
+    work = Work(
+        num_tokens=hyperparameters.num_steps * hyperparameters.batch_size * length,
+        num_steps=hyperparameters.num_steps,
+        batch_size=hyperparameters.batch_size,
+        length=length,
+        rank=16 * max(len(spec.training_files), 1),
+        half_precision=False,
+        num_passes=_PASSES_OF_A_ROUTER_STEP,
+    )
+    return report.model_copy(
+        update={
+            "num_steps": work.num_steps,
+            "num_tokens": work.num_tokens,
+            "estimate": estimate(ground.shape, work, queue=ground.queue, measured=ground.measured),
+        }
+    )
+
+
+def _warnings(report: DryRun) -> list[str]:
+    found = []
+    for field, file in report.files.items():
+        if file.num_duplicates:
+            found.append(f"{field}: {file.num_duplicates} of {file.num_examples} examples occur more than once.")
+        if file.num_examples < _FEW_EXAMPLES:
+            found.append(f"{field}: {file.num_examples} examples are few; {_FEW_EXAMPLES} or more are advisable.")
+        if file.num_cut:
+            found.append(f"{field}: {file.num_cut} examples are longer than max_length and learned in pieces.")
+    if report.num_overlapping:
+        found.append(
+            f"{report.num_overlapping} validation examples are in the training file too: the validation loss will look "
+            "better than it is."
+        )
+    if report.num_train_examples is not None and report.num_steps is None:
+        found.append("Nothing is left to learn: texts need at least two tokens.")
+    return found

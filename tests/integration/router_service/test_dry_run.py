@@ -1,0 +1,126 @@
+"""`"dry_run": true`: what a job would do and cost, and nothing queued."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from sqlalchemy.orm import Session, sessionmaker
+
+from services.shared import jobs
+from services.shared.config import Settings
+from services.shared.schemas.jobs import ExpertJobSpec
+from services.shared.vocabulary import JobStatus, model_name
+from tests.integration.router_service.test_files_and_jobs import error_of, submit, upload
+
+pytestmark = pytest.mark.integration
+
+TEXTS = [f"number {number} and {number} make {2 * number}" for number in range(40)]
+
+
+def lines(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def dry_run(client: httpx.Client, file_id: str, **fields: Any) -> dict[str, Any]:
+    response = submit(client, file_id, dry_run=True, **fields)
+    assert response.status_code == 200, response.text
+    report: dict[str, Any] = response.json()
+    return report
+
+
+class TestExpert:
+    def test_counts_steps_epochs_and_tokens_and_queues_nothing(self, client: httpx.Client, redis_url: str) -> None:
+        file_id = upload(client, lines(TEXTS))
+        with redis.Redis.from_url(redis_url) as broker:
+            broker.flushdb()
+
+            report = dry_run(
+                client,
+                file_id,
+                hyperparameters={"packing": False, "batch_size": 4, "num_epochs": 2, "validation_fraction": 0.1},
+            )
+
+            assert broker.llen("cpu") == 0
+        assert client.get("/jobs").json()["data"] == []
+        assert (report["num_train_examples"], report["num_validation_examples"]) == (36, 4)
+        assert (report["num_steps"], report["num_epochs"]) == (18, 2.0)
+        file = report["files"]["training_file"]
+        assert file["num_examples"] == 40
+        mean = file["num_tokens"] / 40
+        assert report["num_tokens"] == pytest.approx(2 * 36 * mean, rel=0.1)
+        assert sum(entry["num_examples"] for entry in file["histogram"]) == 40
+        estimate = report["estimate"]
+        assert estimate["basis"] == "assumed"
+        assert estimate["seconds"] > 0
+        assert estimate["peak_memory_bytes"] > 100 * 1024**2
+
+    def test_finds_duplicates_overlap_and_examples_that_are_cut(self, client: httpx.Client) -> None:
+        training = upload(client, lines([*TEXTS, TEXTS[0], TEXTS[0], "word " * 400]))
+        validation = upload(client, lines([*TEXTS[:3], *(f"unseen {number}" for number in range(20))]))
+
+        report = dry_run(client, training, validation_file=validation, hyperparameters={"max_length": 64})
+
+        assert report["files"]["training_file"]["num_duplicates"] == 2
+        assert report["files"]["training_file"]["num_cut"] == 1
+        assert report["num_overlapping"] == 3
+        assert len(report["warnings"]) == 3
+
+    def test_costs_more_for_more(self, client: httpx.Client) -> None:
+        file_id = upload(client, lines(TEXTS))
+
+        small, long, wide = (
+            dry_run(client, file_id, hyperparameters=hyperparameters)["estimate"]
+            for hyperparameters in ({}, {"num_epochs": 300}, {"rank": 256})
+        )
+
+        assert long["seconds"] > small["seconds"]
+        assert wide["peak_memory_bytes"] > small["peak_memory_bytes"]
+
+    def test_goes_by_the_rate_of_an_earlier_job_on_the_same_base_model(
+        self, client: httpx.Client, sessions: sessionmaker[Session], app_settings: Settings
+    ) -> None:
+        file_id = upload(client, lines(TEXTS))
+        with sessions.begin() as session:
+            for base_model, rate in (("another", 1.0), (model_name(app_settings.base_model), 500.0)):
+                job = jobs.create_job(session, ExpertJobSpec(name="math", training_file=file_id))
+                jobs.claim_job(session, job.id, owner="w", lease_s=60, max_attempts=3)
+                metrics = {"base_model": base_model, "tokens_per_s": rate}
+                result = {"metrics": metrics}
+                jobs.finish_job(session, job.id, owner="w", status=JobStatus.SUCCEEDED, result=result)
+
+        report = dry_run(client, file_id)
+
+        assert report["estimate"]["basis"] == "measured"
+        assert report["estimate"]["tokens_per_s"] == 500.0
+        assert report["estimate"]["seconds"] == pytest.approx(10 + report["num_tokens"] / 500, abs=0.1)
+
+    def test_refuses_what_a_submission_would(self, client: httpx.Client) -> None:
+        broken = upload(client, b'{"text": "fine"}\n{"text": cut')
+
+        error = error_of(submit(client, broken, dry_run=True), 422)
+
+        assert (error["param"], error["code"]) == ("training_file", "invalid_dataset")
+        assert "line 2" in error["message"]
+        assert error_of(submit(client, broken, dry_run=True, name="base"), 400)["param"] == "name"
+
+
+def test_of_a_learned_router_counts_its_steps(client: httpx.Client) -> None:
+    job = {
+        "kind": "router",
+        "router": "learned",
+        "dry_run": True,
+        "hyperparameters": {"num_steps": 7, "max_length": 16},
+    }
+
+    report = client.post("/jobs", json=job | {"training_files": {"math": upload(client, lines(TEXTS))}}).json()
+
+    assert (report["num_steps"], report["num_tokens"]) == (7, 7 * 8 * 16)
+    assert report["files"]["training_files.math"]["num_examples"] == 40
+
+
+def test_of_a_bayes_router_has_no_steps(client: httpx.Client) -> None:
+    report = client.post("/jobs", json={"kind": "router", "dry_run": True}).json()
+
+    assert (report["kind"], report["num_steps"], report["estimate"]) == ("router", None, None)

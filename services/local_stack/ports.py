@@ -2,7 +2,9 @@
 
 import random
 import socket
-from collections.abc import Collection
+import sys
+import weakref
+from collections.abc import Mapping
 
 from services.local_stack.errors import PortTaken
 
@@ -36,19 +38,48 @@ def free_port() -> int:
     return port
 
 
-def preferred_port(preferred: int, *, host: str = LOOPBACK, taken: Collection[int] = ()) -> int:
-    """`preferred` when it is free and not `taken`, otherwise some free port that is not `taken` either."""
-    if preferred and preferred not in taken and is_free(preferred, host=host):
-        return preferred
-    while (port := free_port()) in taken:
-        pass
-    return port
+class PortClaims:
+    """Ports that one stack has chosen, kept from other stacks as long as this object lives.
+
+    A port is free until its server listens, and again while that server is down: two stacks that start together would
+    choose the same, and one would move in where a part of the other is about to come back. A name in Linux's abstract
+    socket namespace stands for each port; it is gone with the process. Elsewhere nothing is kept from other stacks.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, socket.socket] = {}
+        weakref.finalize(self, _close, self._held)
+
+    def preferred(self, preferred: int, *, host: str = LOOPBACK) -> int:
+        """`preferred` when it is free and nobody's, otherwise some port that is."""
+        if preferred and self._claim(preferred, host=host):
+            return preferred
+        while not self._claim(port := free_port(), host=host):
+            pass
+        return port
+
+    def demanded(self, port: int, *, host: str = LOOPBACK) -> int:
+        """`port`, or a free one for 0. Raises PortTaken when another program listens on it or is about to."""
+        if port == 0:
+            return self.preferred(0, host=host)
+        if not self._claim(port, host=host):
+            raise PortTaken(f"Port {port} is in use by another program. Choose another one with --port.")
+        return port
+
+    def _claim(self, port: int, *, host: str) -> bool:
+        if port in self._held or not is_free(port, host=host):
+            return False
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if sys.platform == "linux":
+                claim.bind(f"\0adaptive-moe/port/{port}")
+        except OSError:
+            claim.close()
+            return False
+        self._held[port] = claim
+        return True
 
 
-def demanded_port(port: int, *, host: str = LOOPBACK) -> int:
-    """`port`, or a free one for 0. Raises PortTaken when another program listens on it."""
-    if port == 0:
-        return free_port()
-    if not is_free(port, host=host):
-        raise PortTaken(f"Port {port} is in use by another program. Choose another one with --port.")
-    return port
+def _close(held: Mapping[int, socket.socket]) -> None:
+    for claim in held.values():
+        claim.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from services.local_stack.ports import LOOPBACK, demanded_port, preferred_port
+from services.local_stack.ports import LOOPBACK, PortClaims
 from services.local_stack.postgres import open_postgres
 from services.local_stack.process_records import MARKER
 from services.local_stack.programs import Program, StopStep
@@ -27,18 +27,20 @@ _MODEL_LOAD_S: Final = 900.0
 
 @dataclass(frozen=True)
 class Stack:
-    """Programs in the order of their start, and where they will listen."""
+    """Programs in the order of their start, and where they will listen. Its ports are its own while it lives."""
 
     programs: tuple[Program, ...]
     endpoints: Endpoints
     notes: tuple[str, ...]
+    claims: PortClaims
 
 
 def plan_stack(settings: Settings, state: StateFolder, *, port: int | None, num_replicas: int = 1) -> Stack:
     """Choose ports and put the programs together; starts nothing. Raises PortTaken, MissingBinary."""
-    stores, database_url, redis_url = _plan_stores(settings, state)
-    router_port = _router_port(settings, port)
-    expert_ports = _expert_ports(settings, num_replicas, taken=router_port)
+    claims = PortClaims()
+    router_port = _router_port(settings, port, claims)
+    expert_ports = _expert_ports(settings, num_replicas, claims)
+    stores, database_url, redis_url = _plan_stores(settings, state, claims)
     host = settings.router_service.host
     endpoints = Endpoints(
         pid=os.getpid(),
@@ -55,7 +57,7 @@ def plan_stack(settings: Settings, state: StateFolder, *, port: int | None, num_
         *_replicas(settings, environment, endpoints),
         *_services(environment, endpoints, needs=tuple(store.name for store in stores)),
     )
-    return Stack(programs, endpoints, _notes(settings, endpoints, port))
+    return Stack(programs, endpoints, _notes(settings, endpoints, port), claims)
 
 
 def resolved_base_model(base_model: str) -> str:
@@ -80,37 +82,34 @@ def external_redis(settings: Settings) -> str | None:
     return os.environ.get("REDIS_URL")
 
 
-def _plan_stores(settings: Settings, state: StateFolder) -> tuple[list[Program], str, str]:
+def _plan_stores(settings: Settings, state: StateFolder, claims: PortClaims) -> tuple[list[Program], str, str]:
     """The embedded stores that are wanted, and the addresses of the database and of Redis."""
     programs = []
     if not (database_url := external_database(settings)):
-        postgres = open_postgres(state.postgres, port=preferred_port(_POSTGRES_PORT))
+        postgres = open_postgres(state.postgres, port=claims.preferred(_POSTGRES_PORT))
         database_url = postgres.url()
         programs.append(postgres.program())
     if not (redis_url := external_redis(settings)):
-        valkey = open_valkey(state.valkey, port=preferred_port(_VALKEY_PORT))
+        valkey = open_valkey(state.valkey, port=claims.preferred(_VALKEY_PORT))
         redis_url = valkey.url()
         programs.append(valkey.program())
     return programs, database_url, redis_url
 
 
-def _router_port(settings: Settings, port: int | None) -> int:
+def _router_port(settings: Settings, port: int | None, claims: PortClaims) -> int:
     """A port that a person asked for must be free; the default gives way to another."""
     chosen = settings.router_service
     if port is None and "port" in chosen.model_fields_set:
         port = chosen.port
     if port is None:
-        return preferred_port(chosen.port, host=chosen.host)
-    return demanded_port(port, host=chosen.host)
+        return claims.preferred(chosen.port, host=chosen.host)
+    return claims.demanded(port, host=chosen.host)
 
 
-def _expert_ports(settings: Settings, num_replicas: int, *, taken: int) -> list[int]:
+def _expert_ports(settings: Settings, num_replicas: int, claims: PortClaims) -> list[int]:
     """The port of the settings and those after it, as far as they are free."""
-    ports: list[int] = []
-    for index in range(num_replicas):
-        preferred = settings.expert_service.port and settings.expert_service.port + index
-        ports.append(preferred_port(preferred, taken=(taken, *ports)))
-    return ports
+    first = settings.expert_service.port
+    return [claims.preferred(first and first + index) for index in range(num_replicas)]
 
 
 def _storage_root(settings: Settings, state: StateFolder) -> Path:

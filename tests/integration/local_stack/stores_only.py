@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from services.local_stack.ports import free_port
+from services.local_stack.ports import PortClaims, free_port
 from services.local_stack.postgres import open_postgres
 from services.local_stack.stack import Stack
 from services.local_stack.state_folder import Endpoints, StateFolder
@@ -23,7 +23,7 @@ def main(root: Path) -> None:
         endpoints = Endpoints(
             os.getpid(), "http://none", ("http://none",), storage="none", logs=str(state.logs), **addresses
         )
-        return Stack((postgres.program(), valkey.program()), endpoints, notes=())
+        return Stack((postgres.program(), valkey.program()), endpoints, notes=(), claims=PortClaims())
 
     supervise(state, plan=plan)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.local_stack.errors import PortTaken
-from services.local_stack.ports import preferred_port
+from services.local_stack.ports import free_port
 from services.local_stack.programs import Program
 from services.local_stack.stack import PROJECT_ROOT, Stack, plan_stack, resolved_base_model
 from services.local_stack.state_folder import StateFolder
@@ -118,7 +118,7 @@ def test_threads_that_the_settings_name_are_each_replicas(tmp_path: Path, monkey
 
 
 def test_a_replica_does_not_take_the_routers_port(tmp_path: Path) -> None:
-    free = preferred_port(0)
+    free = free_port()
     own = Settings().expert_service.model_copy(update={"port": free - 1})
     settings = Settings().model_copy(update={"expert_service": own})
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.local_stack.state_folder import StateFolder
     from services.shared.config import Settings
 
-app = typer.Typer(name="adaptive-moe", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(name="adaptive-moe", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(demo_app, name="demo")
 
 StateOption = Annotated[

@@ -6,12 +6,18 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from services.local_stack.cli import app
+from services.command_line.main import app
 
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "migrate", "bootstrap", "demo", "version"])
+COMMANDS = (
+    *("up", "down", "status", "migrate", "bootstrap", "demo", "version"),
+    *("jobs", "experts", "files", "releases", "storage", "generate"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_in_the_help(command: str) -> None:
     result = RUNNER.invoke(app, ["--help"])
 
@@ -19,11 +25,13 @@ def test_every_command_is_in_the_help(command: str) -> None:
     assert command in result.output
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("up", "--help"), ("demo", "--help"), ("version",)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("up", "--help"), ("demo", "--help"), ("jobs", "--help"), ("version",)]
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments: tuple[str, ...]) -> None:
     code = (
         "import sys\n"
-        "from services.local_stack.cli import app\n"
+        "from services.command_line.main import app\n"
         f"app({list(arguments)!r}, standalone_mode=False)\n"
         "heavy = {'torch', 'transformers', 'sqlalchemy', 'celery', 'fastapi', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"

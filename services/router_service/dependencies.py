@@ -10,6 +10,7 @@ from services.router_service.catalog import Catalog
 from services.router_service.embedding import Embedder
 from services.router_service.file_store import FileStore
 from services.router_service.fine_tuned_models import FineTunedModels
+from services.router_service.hub_datasets import HubDatasets
 from services.router_service.job_submission import JobSubmission
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
@@ -40,6 +41,7 @@ class Resources:
     pipeline: Pipeline
     embedder: Embedder
     files: FileStore
+    hub_datasets: HubDatasets
     fine_tuned: FineTunedModels
     pins: Pins
     queue: Celery

@@ -3,13 +3,12 @@
 import asyncio
 import uuid
 from pathlib import Path
-from typing import BinaryIO
 
 from sqlalchemy import Text, and_, cast, or_, select
 from sqlalchemy.orm import Session
 
 from services.router_service.transactions import Transactions, plain_text
-from services.router_service.uploads import Written, safe_filename, write_upload
+from services.router_service.uploads import Source, Written, safe_filename, write_upload
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
 from services.shared.storage import Storage
@@ -24,7 +23,7 @@ class FileStore:
         self._storage = storage
         self._max_bytes = max_bytes
 
-    async def add(self, content: BinaryIO, *, filename: str | None, purpose: str) -> FileRow:
+    async def add(self, content: Source, *, filename: str | None, purpose: str) -> FileRow:
         """Keep an upload; nothing is left of one that is empty, too large or cannot be recorded."""
         file_id = f"file-{uuid.uuid4().hex}"
         target = self._storage.upload(file_id)

@@ -86,8 +86,9 @@ class JobSubmission:
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
 
     def _read_through(self, field: str, row: FileRow) -> None:
+        path, template = self._path(field, row), self._tokenizer.apply_chat_template
         with _named(field):
-            count_examples(self._path(field, row), filename=row.filename)
+            count_examples(path, filename=row.filename, chat_template=template)
 
     def _survey(self, field: str, row: FileRow) -> Survey:
         path, template = self._path(field, row), self._tokenizer.apply_chat_template

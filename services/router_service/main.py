@@ -40,6 +40,7 @@ from services.router_service.embedding import Embedder
 from services.router_service.file_store import FileStore
 from services.router_service.fine_tuned_models import FineTunedModels
 from services.router_service.http_protocol import BoundedHttpProtocol
+from services.router_service.hub_datasets import HubDatasets
 from services.router_service.job_submission import JobSubmission
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
@@ -197,6 +198,7 @@ def _connect(
         pipeline=pipeline,
         embedder=Embedder(pipeline, max_at_once=own.max_choices),
         files=FileStore(transactions, storage, max_bytes=settings.storage.max_upload_bytes),
+        hub_datasets=HubDatasets(own.dataset_hub_url),
         fine_tuned=FineTunedModels(transactions),
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=queue,

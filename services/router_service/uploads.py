@@ -8,13 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 from services.shared.errors import OutOfRoom, PayloadTooLarge
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _LONGEST_NAME: Final = 200
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Source(Protocol):
+    """What is read like a file."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Written:
     sha256: str
 
 
-def write_upload(source: BinaryIO, target: Path, *, max_bytes: int, what: str) -> Written:
+def write_upload(source: Source, target: Path, *, max_bytes: int, what: str) -> Written:
     """Copy `source` to `target`, which appears only when all is there; blocking, so call it in a thread.
 
     Raises PayloadTooLarge, or OutOfRoom when the disk is full; nothing is left behind then.
@@ -57,7 +64,7 @@ def safe_filename(given: str | None) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "", last)[:_LONGEST_NAME] or "upload"
 
 
-def _copy(source: BinaryIO, part: Path, *, max_bytes: int, what: str) -> Written:
+def _copy(source: Source, part: Path, *, max_bytes: int, what: str) -> Written:
     digest = hashlib.sha256()
     num_bytes = 0
     with part.open("wb") as file:

@@ -174,6 +174,12 @@ class RouterServiceSettings(Section):
         default=4096, ge=1, description="Routing logs waiting to be written; more are dropped and counted."
     )
     store_prompts: bool = Field(default=True, description="Keep prompt and answer text in the routing log.")
+    dataset_hub_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="Hugging Face hub that files of public datasets may be fetched from, such as "
+        "https://huggingface.co. Default: none.",
+    )
     adapter_folder: Path | None = Field(
         default=None,
         description="When set, POST /v1/load_lora_adapter imports adapters from folders below it; else it is off.",

@@ -24,6 +24,8 @@ _JSON_SUFFIXES: Final = frozenset({".jsonl", ".json", ".ndjson"})
 _CSV_DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
 _PARQUET_SUFFIXES: Final = frozenset({".parquet", ".pq"})
 _TEXT_SUFFIXES: Final = frozenset({".txt", ".md"})
+SUFFIXES: Final = _JSON_SUFFIXES | _CSV_DELIMITERS.keys() | _PARQUET_SUFFIXES | _TEXT_SUFFIXES
+"""Endings that say how a file is read."""
 _BATCH_BYTES: Final = 256 * 1024**2
 _MAX_GROUP_BYTES: Final = 1024**3
 _MAX_BATCH_ROWS: Final = 256
@@ -47,7 +49,7 @@ def open_records(path: Path, *, filename: str, columns: Collection[str], forms: 
     suffix = Path(filename).suffix.lower()
     with path.open("rb") as file:
         start = file.read(1024)
-    known = suffix in _JSON_SUFFIXES | _CSV_DELIMITERS.keys() | _PARQUET_SUFFIXES | _TEXT_SUFFIXES
+    known = suffix in SUFFIXES
     if suffix in _CSV_DELIMITERS:
         return CsvRecords(TextLines(path, filename), delimiter=_CSV_DELIMITERS[suffix], forms=forms)
     if suffix in _PARQUET_SUFFIXES or (not known and start.startswith(_PARQUET_MAGIC)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from services.shared.errors import InvalidDataset
+from services.shared.errors import InvalidDataset, InvalidRequest
 from services.shared.training_records import RecordFile, TextLines, open_records
 
 DOCUMENT_CHARACTERS: Final = 2000
@@ -42,9 +42,9 @@ def read_examples(path: Path, *, filename: str, chat_template: ChatTemplate | No
     return list(iterate_examples(path, filename=filename, chat_template=chat_template))
 
 
-def count_examples(path: Path, *, filename: str) -> int:
+def count_examples(path: Path, *, filename: str, chat_template: ChatTemplate | None = None) -> int:
     """How many examples a file holds, without keeping them; raises as `read_examples` does."""
-    return sum(1 for _ in iterate_examples(path, filename=filename))
+    return sum(1 for _ in iterate_examples(path, filename=filename, chat_template=chat_template))
 
 
 def iterate_examples(path: Path, *, filename: str, chat_template: ChatTemplate | None = None) -> Iterator[Example]:
@@ -105,10 +105,13 @@ def _conversation(messages: Any, records: RecordFile, chat_template: ChatTemplat
     checked = [_message(message, records) for message in messages]
     if checked[-1]["role"] == "assistant" and messages[-1].get("weight") == 0:
         raise records.complaint("the last message has weight 0, so there is nothing to learn; leave it out.")
-    text = chat_template(checked, add_generation_prompt=False)
-    if checked[-1]["role"] != "assistant":
-        return Example(text, None)
-    prompt = chat_template(checked[:-1], add_generation_prompt=True) if len(checked) > 1 else ""
+    try:
+        text = chat_template(checked, add_generation_prompt=False)
+        if checked[-1]["role"] != "assistant":
+            return Example(text, None)
+        prompt = chat_template(checked[:-1], add_generation_prompt=True) if len(checked) > 1 else ""
+    except InvalidRequest as error:
+        raise records.complaint(error.message) from error
     return Example(text, len(prompt) if text.startswith(prompt) else None)
 
 

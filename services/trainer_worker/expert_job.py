@@ -33,6 +33,8 @@ def run_expert_job(context: JobContext) -> Publish:
     settings = context.settings
     context.enter("reading")
     train, validation = _examples(context, spec)
+    counts = {"num_training_examples": len(train), "num_validation_examples": len(validation)}
+    context.note(f"{len(train):,} examples to train on, {len(validation):,} to validate with.", data=counts)
 
     context.enter("loading")  # from here on torch is needed, which takes seconds to import
     from services.shared.modeling.adapter_files import check_adapter_folder

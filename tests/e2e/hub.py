@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, as far as its real client asks: one public model at one commit.
+"""A Hugging Face hub on loopback, as far as its real client asks: public models and datasets at one commit.
 
 Hub API: huggingface.co/docs/hub/api; headers as `huggingface_hub.file_download.get_hf_file_metadata` reads them.
 """
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from tests.integration.router_service.running import served
@@ -26,45 +26,65 @@ class Hub:
     fetched: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Repository:
+    """A model or dataset by its name on the hub, and the folder that holds its files."""
+
+    name: str
+    folder: Path
+    kind: Literal["models", "datasets"] = "models"
+
+
 @contextmanager
-def hub_with(repository: str, folder: Path) -> Iterator[Hub]:
-    """Serve the files of `folder` as the model `repository`."""
+def hub_with(*repositories: Repository) -> Iterator[Hub]:
+    """Serve the files of these; of others the hub says that they are not there."""
     hub = Hub()
-    with served(_app(hub, repository, folder)) as hub.url:
+    names = tuple(repository.name for repository in repositories)
+
+    async def not_found(request: Request, _error: Exception) -> Response:
+        is_known = any(name in request.url.path for name in names)
+        return JSONResponse({}, status_code=404, headers={} if is_known else {"x-error-code": "RepoNotFound"})
+
+    app = FastAPI(openapi_url=None, exception_handlers={404: not_found})
+    for repository in repositories:
+        _serve(app, hub, repository)
+    with served(app) as hub.url:
         yield hub
 
 
-def _app(hub: Hub, repository: str, folder: Path) -> FastAPI:
-    app = FastAPI(openapi_url=None)
-    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+def _serve(app: FastAPI, hub: Hub, repository: Repository) -> None:
+    folder, kind, name = repository.folder, repository.kind, repository.name
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    below = "" if kind == "models" else f"/{kind}"
 
-    @app.get(f"/api/models/{repository}")
-    @app.get(f"/api/models/{repository}/revision/{{revision}}")
-    def model_info(revision: str = "main") -> dict[str, Any]:
-        return {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+    @app.get(f"/api/{kind}/{name}")
+    @app.get(f"/api/{kind}/{name}/revision/{{revision}}")
+    def info(revision: str = "main") -> Response:
+        if revision not in ("main", COMMIT):
+            return JSONResponse({}, status_code=404, headers={"x-error-code": "RevisionNotFound"})
+        siblings = [{"rfilename": file, "size": path.stat().st_size} for file, path in files.items()]
+        return JSONResponse({"id": name, "sha": COMMIT, "siblings": siblings})
 
-    @app.get(f"/api/models/{repository}/tree/{{revision}}")
+    @app.get(f"/api/{kind}/{name}/tree/{{revision}}")
     def tree(revision: str) -> list[dict[str, Any]]:
         return [
             {"type": "file", "path": name, "oid": _etag(path), "size": path.stat().st_size}
             for name, path in files.items()
         ]
 
-    @app.head(f"/{repository}/resolve/{{revision}}/{{name:path}}")
+    @app.head(f"{below}/{name}/resolve/{{revision}}/{{name:path}}")
     def describe(revision: str, name: str) -> Response:
         if name not in files:
             return _no_entry(name)
         headers = {**_headers(files[name]), "content-length": str(files[name].stat().st_size)}
         return Response(headers=headers)
 
-    @app.get(f"/{repository}/resolve/{{revision}}/{{name:path}}")
+    @app.get(f"{below}/{name}/resolve/{{revision}}/{{name:path}}")
     def fetch(revision: str, name: str) -> Response:
         if name not in files:
             return _no_entry(name)
         hub.fetched.append(name)
         return FileResponse(files[name], headers=_headers(files[name]))
-
-    return app
 
 
 def _headers(path: Path) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """`/files`: training text and the like."""
 
+import asyncio
+from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, UploadFile
 
 from services.router_service.api.examples import ERRORS
 from services.router_service.dependencies import ResourcesDep
-from services.router_service.schemas.files import File, Purpose
+from services.router_service.schemas.files import File, HubFileRequest, Purpose
 from services.router_service.schemas.listing import DEFAULT_LIMIT, After, Limit, Listing, page
 from services.router_service.schemas.registry import Deleted
 from services.shared.database.rows import FileRow
@@ -20,6 +22,16 @@ async def upload_file(
 ) -> File:
     """Upload a file of `text`, of `prompt` and `completion`, or of `messages`: JSON lines, CSV or Parquet; or text."""
     return _shown(await resources.files.add(file.file, filename=file.filename, purpose=purpose))
+
+
+@router.post("/from_hub", status_code=201)
+async def fetch_file(body: HubFileRequest, resources: ResourcesDep) -> File:
+    """Fetch a file of a public dataset on a Hugging Face hub, as if it were uploaded: it stays as it is now."""
+    hub, limit = resources.hub_datasets, resources.settings.storage.max_upload_bytes
+    file = await asyncio.to_thread(hub.find, body.dataset, path=body.path, revision=body.revision, max_bytes=limit)
+    with ExitStack() as stack:
+        content = await asyncio.to_thread(stack.enter_context, hub.open(file))
+        return _shown(await resources.files.add(content, filename=file.name, purpose=body.purpose))
 
 
 @router.get("")

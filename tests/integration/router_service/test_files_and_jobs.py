@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -194,6 +195,27 @@ class TestSubmission:
 
         assert len(set(answers)) == 1
         assert len(client.get("/jobs").json()["data"]) == 1
+
+
+class TestChatTemplate:
+    @pytest.fixture
+    def settings(self, settings: Settings, tmp_path: Path) -> Settings:
+        template = tmp_path / "template.jinja"
+        template.write_text(
+            "{% if messages[0].role != 'user' %}{{ raise_exception('start with the user') }}{% endif %}ok",
+            encoding="utf-8",
+        )
+        return settings.model_copy(update={"chat_template": template})
+
+    def test_a_chat_that_it_refuses_is_told_before_the_job_is_made(self, client: httpx.Client) -> None:
+        chats = [[{"role": role, "content": "x"}] for role in ("user", "assistant")]
+        content = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats).encode()
+
+        error = error_of(submit(client, upload(client, content)), 422)
+
+        assert error["param"] == "training_file"
+        assert "line 2: The chat template refuses these messages: start with the user" in error["message"]
+        assert client.get("/jobs").json()["data"] == []
 
 
 class TestWithoutBroker:

@@ -1,12 +1,14 @@
 """Training files: the forms that are read, and complaints that name the line."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.shared import training_records, training_text
-from services.shared.errors import InvalidDataset
+from services.shared.errors import InvalidDataset, InvalidRequest
 from services.shared.training_text import Example, count_examples, read_examples
 
 
@@ -48,6 +50,18 @@ class TestForms:
 
         assert read_examples(path, filename="a.jsonl", chat_template=template) == [Example("<p>answer", 3)]
 
+    def test_a_conversation_that_the_template_refuses_is_named_by_its_line(self, tmp_path: Path) -> None:
+        def template(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+            if messages[0]["role"] != "user":
+                raise InvalidRequest("The chat template refuses these messages: start with the user")
+            return "chat"
+
+        chats = [[{"role": role, "content": "x"}] for role in ("user", "assistant")]
+        path = written(tmp_path, "".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+
+        with pytest.raises(InvalidDataset, match="line 2: The chat template refuses these messages: start"):
+            read_examples(path, filename="a.jsonl", chat_template=template)
+
     def test_plain_text_is_cut_at_blank_lines_and_nothing_is_lost(self, tmp_path: Path) -> None:
         paragraphs = [f"{number} " + "word " * 100 for number in range(20)]
 
@@ -81,6 +95,7 @@ class TestComplaints:
             ('{"messages": []}', "at least one message"),
             ('{"messages": [{"role": "wizard", "content": "x"}]}', "needs a 'role'"),
             ('{"messages": [{"role": "user"}]}', "'content' is missing"),
+            ('{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "weight 0"),
             ('{"text": "\\ud800"}', "surrogate"),
             ('{"text": ' + "[" * 100_000, "nested too deeply|not JSON"),
             ('{"n": ' + "9" * 5000 + "}", "not JSON|holds 'n'"),

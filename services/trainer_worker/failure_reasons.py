@@ -1,26 +1,37 @@
 """What the owner of a failed job is told: what went wrong and what to do. Tracebacks stay in the job's log."""
 
 import errno
+from pathlib import Path
 from typing import Any
 
 from services.shared.errors import AmoeError, OutOfRoom
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_cpu")
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM_WORDS = (
+    "no space left on device", *(f"os error {number}" for number in sorted(_NO_ROOM)),
+    "inline_container", "pytorchstreamwriter",
+)  # fmt: skip
+"""How safetensors and torch.save put it: neither raises an OSError."""
 
 
-def failure_reason(error: BaseException, *, job_id: str) -> dict[str, Any]:
-    """`{type, message, param, code}` of an error, whatever it is."""
+def failure_reason(error: BaseException, *, job_id: str, checkpoint: Path | None = None) -> dict[str, Any]:
+    """`{type, message, param, code}` of an error, whatever it is; `checkpoint` is the last good one, which is kept."""
     body: dict[str, Any] = _as_known_error(error, job_id).body()["error"]
+    if checkpoint is not None:
+        step = checkpoint.name.rpartition("-")[2]
+        body["message"] += f" The checkpoint of step {step} is kept: GET /jobs/{job_id}/artifacts lists its files."
     return body
 
 
 def _as_known_error(error: BaseException, job_id: str) -> AmoeError:
     if isinstance(error, AmoeError):
         return error
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        where = f" while writing {error.filename!r}" if error.filename else ""
+    if _is_out_of_disk(error):
         return OutOfRoom(
-            f"The disk is full{where}: make room in the storage folder, then submit the job again.", code="disk_full"
+            "A file could not be written: the disk of the storage folder is full, or its quota is used up. Make room "
+            "there, then submit the job again.",
+            code="disk_full",
         )
     if _is_out_of_memory(error):
         return OutOfRoom(
@@ -33,6 +44,13 @@ def _as_known_error(error: BaseException, job_id: str) -> AmoeError:
         "please report it.",
         code="internal_error",
     )
+
+
+def _is_out_of_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    is_writer = type(error).__name__ == "SafetensorError" or isinstance(error, RuntimeError)
+    return is_writer and any(word in str(error).lower() for word in _NO_ROOM_WORDS)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from services.shared.config import Settings
 from services.shared.jobs import EventLevel
 from services.shared.storage import Storage
 from services.shared.telemetry import hide_secrets
-from services.trainer_worker.checkpoints import keep_only_last
+from services.trainer_worker.checkpoints import keep_only_last, last_complete
 from services.trainer_worker.progress import TrainingProgress, TrainingStopped
 
 _TOLD_ANYWAY = frozenset({"level", "logger", "timestamp", "service", "job", "_record", "_from_structlog"})
@@ -65,10 +65,11 @@ class JobFolder:
         self.log_file = self.root / "log.jsonl"
         self.work.mkdir(parents=True, exist_ok=True)
 
-    def keep_last_checkpoint(self) -> None:
-        """Of a failed job: keep the newest whole checkpoint, for whoever looks into it."""
-        for checkpoints in self.work.rglob("checkpoints"):
-            keep_only_last(checkpoints)
+    def keep_last_checkpoint(self) -> Path | None:
+        """Of a failed job: keep the newest whole checkpoint, for whoever looks into it; where it is."""
+        checkpoints = self.work / "checkpoints"
+        keep_only_last(checkpoints)
+        return last_complete(checkpoints)
 
     def clear_work(self) -> None:
         """Remove checkpoints and whatever else only the running job needed."""

@@ -112,9 +112,10 @@ class JobRunner:
             log.info("job let go of, to go on from its last checkpoint")
 
     def _failed(self, context: JobContext, pulse: Pulse, error: Exception) -> None:
-        reason = failure_reason(error, job_id=context.job_id)
+        # First, because it makes room on a full disk.
+        checkpoint = context.folder.keep_last_checkpoint()
+        reason = failure_reason(error, job_id=context.job_id, checkpoint=checkpoint)
         self._with_patience(partial(self._finish, context, pulse, JobStatus.FAILED, reason), pulse)
-        context.folder.keep_last_checkpoint()
 
     def _finish(
         self, context: JobContext, pulse: Pulse, status: JobStatus, error: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
 """Jobs of kind `router`: a Bayes router over the experts' evidence, or a learned one, and a release with it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,6 +66,15 @@ class Column:
         )
 
 
+@dataclass(frozen=True)
+class Made:
+    """A published router, the experts of its columns, and what its training measured."""
+
+    router: Router
+    columns: list[Column]
+    metrics: Mapping[str, Any]
+
+
 def run_router_job(context: JobContext) -> Publish:
     """Make the router; what is returned makes the release."""
     spec = RouterJobSpec.model_validate(context.spec)
@@ -73,16 +82,16 @@ def run_router_job(context: JobContext) -> Publish:
     settings = router_settings(context.settings.router, spec)
     base = configured_base(context.settings)
     versions = _versions(context, spec, base)
-    make: Callable[..., tuple[Router, list[Column]]] = (
-        _make_bayes if settings.kind == RouterKind.BAYES else _make_learned
-    )
-    router, columns = make(context, spec, settings, versions, base)
+    make = _make_bayes if settings.kind == RouterKind.BAYES else _make_learned
+    made = make(context, spec, settings, versions, base)
+    router, columns = made.router, made.columns
 
     def publish(session: Session) -> dict[str, Any]:
         result: dict[str, Any] = {
             "router": router.digest,
             "router_kind": router.kind.value,
             "experts": [version.expert_name for version in versions],
+            "metrics": dict(made.metrics),
             "artifacts": {"router": router.digest},
         }
         if not (spec.create_release or spec.activate):
@@ -134,7 +143,7 @@ def _make_bayes(
     settings: RouterSettings,
     versions: list[ExpertVersionRow],
     base: BaseIdentity,
-) -> tuple[Router, list[Column]]:
+) -> Made:
     tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     evidence = EvidenceMaker(
         settings=context.settings,
@@ -149,7 +158,7 @@ def _make_bayes(
         columns.append(_with_evidence(context, spec, version, evidence))
     context.enter("evidence of the base model")
     generic = examples_of(context, spec.generic_file, tokenizer) if spec.generic_file else None
-    return publish_bayes_router(context.storage, settings, evidence.base_row(generic)), columns
+    return Made(publish_bayes_router(context.storage, settings, evidence.base_row(generic)), columns, {})
 
 
 def _with_evidence(
@@ -181,7 +190,7 @@ def _make_learned(
     settings: RouterSettings,
     versions: list[ExpertVersionRow],
     base: BaseIdentity,
-) -> tuple[Router, list[Column]]:
+) -> Made:
     missing = [version.expert_name for version in versions if version.expert_name not in spec.training_files]
     if missing:
         raise JobFailed(
@@ -206,6 +215,15 @@ def _make_learned(
         output_dir=context.folder.work,
         on_progress=context.report,
         should_stop=context.should_stop,
+        should_keep_state=context.should_keep_state,
     )
     router = Router(context.storage.publish(training.router_dir), RouterKind.LEARNED)
-    return router, [Column(version, version.digest) for version in versions]
+    metrics = {
+        **asdict(training.judgement),
+        "load_balance": training.load_balance,
+        "num_overflow": training.num_overflow,
+        "num_steps": training.num_steps,
+        "tokens_per_s": round(training.tokens_per_s, 1),
+        "base_model": base.name,
+    }
+    return Made(router, [Column(version, version.digest) for version in versions], metrics)

@@ -1,6 +1,6 @@
 """The learned router's network, its optimiser, and the loss that comes back through the mixture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,10 +62,33 @@ class RouterTrainer:
         batches = [splicer.draw(self._hyperparameters.batch_size) for _ in range(_FIT_BATCHES)]
         self.network.standardise(torch.cat([self.features(batch) for batch in batches]).double().numpy())
 
-    def steps(self, splicer: DocumentSplicer) -> Iterator[RouterStep]:
-        """Train, one optimiser step per item."""
+    def state(self) -> dict[str, Tensor]:
+        """Network, optimiser and random state as named tensors."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for index, moments in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        return tensors | {"random": torch.get_rng_state()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        network = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part == "network":
+                network[rest] = tensor
+            elif part == "optimizer":
+                index, _, moment = rest.partition(".")
+                moments.setdefault(int(index), {})[moment] = tensor
+        self.network.load_state_dict(network)
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        torch.set_rng_state(tensors["random"])
+
+    def steps(self, splicer: DocumentSplicer, *, first_step: int = 0) -> Iterator[RouterStep]:
+        """Train, one optimiser step per item; `first_step` were done before."""
         self.network.train()
-        for _ in range(self._hyperparameters.num_steps):
+        for _ in range(first_step, self._hyperparameters.num_steps):
             loss, step = self._loss(splicer.draw(self._hyperparameters.batch_size))
             self._optimizer.zero_grad()
             loss.backward()

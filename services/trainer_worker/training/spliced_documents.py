@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -36,6 +36,15 @@ class DocumentSplicer:
             raise InvalidDataset("Every expert of a learned router needs some text of its own.", param="training_files")
         self._length = length
         self._generator = np.random.default_rng(seed)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What decides the documents to come; JSON."""
+        return dict(self._generator.bit_generator.state)
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self._generator.bit_generator.state = state
 
     def draw(self, num_documents: int) -> SplicedBatch:
         """The next documents; which, is a function of the seed and of how many were drawn before."""

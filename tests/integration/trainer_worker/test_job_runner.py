@@ -215,7 +215,7 @@ class TestFailure:
         ("error", "code", "advice"),
         [
             (InvalidDataset("problems.jsonl line 7: not JSON"), "invalid_dataset", "line 7"),
-            (OSError(errno.ENOSPC, "No space left on device", "optimizer.pt"), "disk_full", "make room"),
+            (OSError(errno.ENOSPC, "No space left on device", "optimizer.pt"), "disk_full", "Make room"),
             (MemoryError(), "out_of_memory", "batch_size"),
             (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
              "out_of_memory", "batch_size"),

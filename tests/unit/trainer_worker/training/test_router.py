@@ -4,26 +4,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from services.shared.config import RouterSettings, Settings
-from services.shared.errors import InvalidDataset
+from services.shared.errors import InvalidDataset, JobFailed
 from services.shared.modeling.base_model import LoadedBase, load_base_model
 from services.shared.modeling.base_row import sample_base_text
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.modeling.router_artifact import write_bayes_router
 from services.shared.schemas.jobs import ExpertHyperparameters, RouterHyperparameters
+from services.shared.storage import folder_digest
 from services.shared.training_text import Example
 from services.shared.vocabulary import GateType
 from services.trainer_worker.progress import TrainingProgress, TrainingStopped
 from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
 from services.trainer_worker.training.expert import train_expert
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
-from services.trainer_worker.training.router import train_learned_router
+from services.trainer_worker.training.router import RouterTraining, train_learned_router
 from services.trainer_worker.training.spliced_documents import DocumentSplicer, split_streams
 
 
@@ -155,6 +157,81 @@ class TestTrainLearnedRouter:
 
         assert reported[-1].step == 3
         assert not (tmp_path / "router").exists()
+
+    def test_goes_on_after_a_crash_and_a_pause_to_exactly_the_router_of_an_uninterrupted_training(
+        self, toys: Toys, tmp_path: Path
+    ) -> None:
+        def train(folder: str, **ways_to_end: Any) -> RouterTraining:
+            torch.manual_seed(len(folder))  # whatever came before in the process
+            arguments: dict[str, Any] = {"on_progress": lambda _: None, "should_stop": lambda: False} | ways_to_end
+            return train_learned_router(
+                base=toys.base,
+                experts=toys.experts,
+                texts=toys.texts,
+                settings=RouterSettings(router_dropout=0.3),
+                hyperparameters=RouterHyperparameters(num_steps=30, learning_rate=1e-2, batch_size=2, max_length=32),
+                output_dir=tmp_path / folder,
+                **arguments,
+            )
+
+        def crash(progress: TrainingProgress) -> None:
+            if progress.step == 8 and progress.phase == "training":
+                raise KeyboardInterrupt
+
+        reported: list[int] = []
+
+        def keep_state() -> bool:
+            return bool(reported) and reported[-1] >= 13
+
+        whole = train("whole")
+        with pytest.raises(KeyboardInterrupt):
+            train("parts", on_progress=crash)
+        with pytest.raises(TrainingStopped):
+            train("parts", on_progress=lambda progress: reported.append(progress.step), should_keep_state=keep_state)
+        assert reported[:2] == [0, 7], "the crash lost the steps since the checkpoint at step 6, the pause none"
+        resumed: list[int] = []
+        parts = train("parts", on_progress=lambda progress: resumed.append(progress.step))
+
+        assert resumed[1] == 15
+        assert parts.judgement == whole.judgement
+        assert (parts.num_steps, parts.load_balance, parts.num_overflow) == (
+            whole.num_steps,
+            whole.load_balance,
+            whole.num_overflow,
+        )
+        assert folder_digest(parts.router_dir) == folder_digest(whole.router_dir)
+
+    def test_starts_over_with_other_arguments(self, toys: Toys, tmp_path: Path) -> None:
+        def num_steps_with(seed: int) -> int:
+            reported: list[int] = []
+            train_learned_router(
+                base=toys.base,
+                experts=toys.experts,
+                texts=toys.texts,
+                settings=RouterSettings(),
+                hyperparameters=RouterHyperparameters(num_steps=2, batch_size=2, max_length=32, seed=seed),
+                output_dir=tmp_path,
+                on_progress=lambda progress: reported.append(progress.step) if progress.phase == "training" else None,
+                should_stop=lambda: False,
+            )
+            return len(reported)
+
+        assert [num_steps_with(0), num_steps_with(0), num_steps_with(1)] == [2, 0, 2]
+
+    def test_a_loss_that_is_not_finite_ends_it_with_a_reason(self, toys: Toys, tmp_path: Path) -> None:
+        with pytest.raises(JobFailed, match="lower learning_rate") as failed:
+            train_learned_router(
+                base=toys.base,
+                experts=toys.experts,
+                texts=toys.texts,
+                settings=RouterSettings(z_loss_weight=1e39),
+                hyperparameters=RouterHyperparameters(num_steps=200, learning_rate=1.0, batch_size=2, max_length=32),
+                output_dir=tmp_path,
+                on_progress=lambda _: None,
+                should_stop=lambda: False,
+            )
+
+        assert failed.value.error_code == "loss_not_finite"
 
     def test_an_expert_without_text_is_refused(self, toys: Toys, tmp_path: Path) -> None:
         with pytest.raises(InvalidDataset, match="some text of its own"):

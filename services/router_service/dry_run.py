@@ -11,7 +11,9 @@ from services.router_service.dataset_report import Survey
 from services.router_service.schemas.dry_run import DryRun
 from services.router_service.training_cost import BaseShape, MeasuredRate, Work, estimate
 from services.shared.database.rows import JobRow
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, JobSpecBase, RouterJobSpec
+from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
+from services.shared.schemas.job_spec import JobSpecBase
+from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
 from services.shared.training_plan import StepPlan, block_sizes, held_out_indices
 from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 
@@ -47,6 +49,9 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
         report = _expert(report, spec, surveys, ground)
     elif isinstance(spec, RouterJobSpec) and spec.router == RouterKind.LEARNED:
         report = _learned_router(report, spec, ground)
+    elif isinstance(spec, ImageCooperationJobSpec):
+        # Pictures are read by the worker alone, so their steps are not known here.
+        report = report.model_copy(update={"num_epochs": float(spec.num_epochs)})
     return report.model_copy(update={"warnings": _warnings(report)})
 
 

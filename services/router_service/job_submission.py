@@ -20,7 +20,7 @@ from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import InvalidDataset, NotFound, Overloaded
 from services.shared.queue import enqueue_job
 from services.shared.registry import latest_versions
-from services.shared.schemas.jobs import JobSpecBase
+from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
 from services.shared.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ class JobSubmission:
             return known
         files = await self._transactions.run(_check_spec, spec)
         for field, row in files.items():
-            await asyncio.to_thread(self._read_through, field, row)
+            await asyncio.to_thread(self._read_through, field, row, is_text=spec.files_are_text)
         default_queue = self._queue.conf.task_default_queue
         job = await self._transactions.run(
             _create, spec, idempotency_key, default_queue=default_queue, max_unfinished=self._max_unfinished
@@ -76,7 +76,11 @@ class JobSubmission:
     async def dry_run(self, spec: JobSpecBase) -> DryRun:
         """What the job would do and cost; nothing is queued. Raises what `submit` would for the spec and its files."""
         files = await self._transactions.run(_check_spec, spec)
-        surveys = {field: await asyncio.to_thread(self._survey, field, row) for field, row in files.items()}
+        surveys = {
+            field: await asyncio.to_thread(self._survey, field, row)
+            for field, row in files.items()
+            if spec.files_are_text
+        }
         queue = str(spec.queue or self._queue.conf.task_default_queue)
         measured = await self._transactions.run(
             measured_rate, spec.kind, base_model=model_name(self._base_model), queue=queue
@@ -85,10 +89,11 @@ class JobSubmission:
         ground = Ground(shape=shape, max_context=self._tokenizer.max_context, queue=queue, measured=measured)
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
 
-    def _read_through(self, field: str, row: FileRow) -> None:
+    def _read_through(self, field: str, row: FileRow, *, is_text: bool) -> None:
         path, template = self._path(field, row), self._tokenizer.apply_chat_template
-        with _named(field):
-            count_examples(path, filename=row.filename, chat_template=template)
+        if is_text:
+            with _named(field):
+                count_examples(path, filename=row.filename, chat_template=template)
 
     def _survey(self, field: str, row: FileRow) -> Survey:
         path, template = self._path(field, row), self._tokenizer.apply_chat_template

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 
 from services.shared.database.rows import JobEventRow, JobRow
 from services.shared.errors import Conflict, NotFound
-from services.shared.schemas.jobs import JobProgress, JobSpecBase
+from services.shared.schemas.job_spec import JobSpecBase
+from services.shared.schemas.jobs import JobProgress
 from services.shared.vocabulary import FINAL_JOB_STATUSES, JobKind, JobQueue, JobStatus
 
 EventLevel = Literal["info", "warn", "error"]

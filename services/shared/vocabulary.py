@@ -81,6 +81,7 @@ class JobKind(StrEnum):
 
     EXPERT = "expert"
     ROUTER = "router"
+    IMAGE_COOPERATION = "image_cooperation"
 
 
 class JobQueue(StrEnum):

@@ -31,3 +31,7 @@ def handler_of(kind: JobKind) -> Handler:
             from services.trainer_worker.router_job import run_router_job
 
             return run_router_job
+        case JobKind.IMAGE_COOPERATION:
+            from services.trainer_worker.image_cooperation.job import run_image_job
+
+            return run_image_job

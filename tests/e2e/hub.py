@@ -43,7 +43,9 @@ def hub_with(*repositories: Repository) -> Iterator[Hub]:
 
     async def not_found(request: Request, _error: Exception) -> Response:
         is_known = any(name in request.url.path for name in names)
-        return JSONResponse({}, status_code=404, headers={} if is_known else {"x-error-code": "RepoNotFound"})
+        return JSONResponse(
+            {}, status_code=404, headers={"x-error-code": "EntryNotFound" if is_known else "RepoNotFound"}
+        )
 
     app = FastAPI(openapi_url=None, exception_handlers={404: not_found})
     for repository in repositories:

@@ -71,4 +71,8 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
         "summary": "Make a Bayes router over the active release's experts",
         "value": {"kind": "router", "router": "bayes", "create_release": True, "activate": False},
     },
+    "images": {
+        "summary": "Image experts with a cooperation graph, on the built-in digits",
+        "value": {"kind": "image_cooperation", "setting": "published", "num_epochs": 10, "top_k": 2, "l1": 0.1},
+    },
 }

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from services.router_service.schemas.openai_requests import without_nulls
-from services.shared.schemas.jobs import FileId, JobMetadata
+from services.shared.schemas.job_spec import FileId
+from services.shared.schemas.jobs import JobMetadata
 
 Auto = Literal["auto"]
 AUTO: Final = "auto"

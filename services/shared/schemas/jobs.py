@@ -1,61 +1,20 @@
 """Jobs as they are submitted and shown."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from services.shared.errors import InvalidRequest
-from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobQueue, JobStatus, RouterKind
+from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
+from services.shared.schemas.job_spec import FileId, JobSpecBase, Spec
+from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobStatus, RouterKind
 
 ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
 JobMetadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16, description="Kept for whoever submitted the job."),
 ]
-FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
-UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}$")]
-LOWEST_PRIORITY: Final = 0
-HIGHEST_PRIORITY: Final = 9
-
-
-class Spec(BaseModel):
-    """Frozen; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class JobSpecBase(Spec):
-    """What every job may say beside what it makes. These four fields are kept in the job's row, not in its spec."""
-
-    kind: JobKind
-    priority: int = Field(
-        default=LOWEST_PRIORITY,
-        ge=LOWEST_PRIORITY,
-        le=HIGHEST_PRIORITY,
-        exclude=True,
-        description="A worker takes the highest first, of equal ones the oldest.",
-    )
-    queue: JobQueue | None = Field(
-        default=None, exclude=True, description="Which workers may take it. Default: the setting trainer.celery_queue."
-    )
-    user: UserName | None = Field(
-        default=None, exclude=True, description="Whose job it is; the limit on unfinished jobs is per user."
-    )
-    dry_run: bool = Field(
-        default=False, exclude=True, description="Check and estimate only: nothing is queued, the answer is a 200."
-    )
-
-    def named_files(self) -> dict[str, str]:
-        """Ids of the uploaded training files that the job reads, by the field that names them."""
-        return {}
-
-    def named_experts(self) -> tuple[str, ...]:
-        """Experts that must be there when the job is submitted."""
-        return ()
-
-    def check(self) -> None:
-        """Raise InvalidRequest for fields that contradict each other."""
 
 
 class ExpertHyperparameters(Spec):
@@ -108,7 +67,7 @@ class ExpertJobSpec(JobSpecBase):
     keep_checkpoints: bool = Field(
         default=False, description="Also publish the last checkpoints; OpenAI's API names them as models."
     )
-    metadata: JobMetadata = {}
+    metadata: JobMetadata = Field(default={})
 
     def named_files(self) -> dict[str, str]:
         """Training and validation file."""
@@ -160,7 +119,7 @@ class RouterJobSpec(JobSpecBase):
         return self.experts or ()
 
 
-JobSpec = Annotated[ExpertJobSpec | RouterJobSpec, Field(discriminator="kind")]
+JobSpec = Annotated[ExpertJobSpec | RouterJobSpec | ImageCooperationJobSpec, Field(discriminator="kind")]
 
 
 class JobProgress(BaseModel):

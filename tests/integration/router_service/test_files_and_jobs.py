@@ -177,6 +177,37 @@ class TestSubmission:
         assert f"{filename} {place}: 'text' is empty" in refused["message"]
         assert len(client.get("/jobs").json()["data"]) == 1
 
+    def test_an_image_experiment_is_queued_with_its_defaults(self, client: httpx.Client) -> None:
+        response = client.post("/jobs", json={"kind": "image_cooperation"})
+
+        assert response.status_code == 202, response.text
+        spec = response.json()["spec"]
+        stated = {"num_experts": 8, "top_k": 2, "l1": 0.1, "num_epochs": 10, "setting": "published", "graph": "learned"}
+        assert spec.items() >= stated.items()
+        assert spec["data"] == {"source": "digits"}
+
+    def test_pictures_need_not_be_text_but_must_be_there(self, client: httpx.Client) -> None:
+        pictures = upload(client, b"PAR1\xff\xfe", "train.parquet")
+        data = {"source": "files", "train": [pictures], "test": [f"file-{'0' * 32}"]}
+
+        error = error_of(client.post("/jobs", json={"kind": "image_cooperation", "data": data}), 404)
+        data["test"] = [pictures]
+        accepted = client.post("/jobs", json={"kind": "image_cooperation", "data": data})
+
+        assert (error["param"], error["code"]) == ("data.test.0", "file_not_found")
+        assert accepted.status_code == 202, accepted.text
+
+    def test_a_wrong_image_experiment_is_refused(self, client: httpx.Client, subtests: pytest.Subtests) -> None:
+        for fields, param in (
+            ({"top_k": 9}, "top_k"),
+            ({"setting": "weak"}, "setting"),
+            ({"l1": -1}, "l1"),
+            ({"hyperparameters": {"l1_step": "leap"}}, "hyperparameters.l1_step"),
+        ):
+            with subtests.test(str(fields)):
+                error = error_of(client.post("/jobs", json={"kind": "image_cooperation", **fields}), 400)
+                assert error["param"] == param
+
     def test_an_unknown_expert_of_a_router_job_is_not_found(self, client: httpx.Client) -> None:
         error_of(client.post("/jobs", json={"kind": "router", "experts": ["nobody"]}), 404)
 

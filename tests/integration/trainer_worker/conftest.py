@@ -23,10 +23,11 @@ from services.shared.database.rows import FileRow, JobRow, Row
 from services.shared.database.session import session_factory
 from services.shared.jobs import create_job, find_job
 from services.shared.queue import celery_client, enqueue_job
+from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
 from services.shared.storage import Storage
 
-Spec = ExpertJobSpec | RouterJobSpec
+Spec = ExpertJobSpec | RouterJobSpec | ImageCooperationJobSpec
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,54 @@
+"""What the specifications of all kinds of jobs have in common."""
+
+from typing import Annotated, ClassVar, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.shared.vocabulary import JobKind, JobQueue
+
+FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
+UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}$")]
+LOWEST_PRIORITY: Final = 0
+HIGHEST_PRIORITY: Final = 9
+
+
+class Spec(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobSpecBase(Spec):
+    """What every job may say beside what it makes. These four fields are kept in the job's row, not in its spec."""
+
+    files_are_text: ClassVar[bool] = True
+    """Whether `named_files` are training text, which is read through before the job is queued."""
+
+    kind: JobKind
+    priority: int = Field(
+        default=LOWEST_PRIORITY,
+        ge=LOWEST_PRIORITY,
+        le=HIGHEST_PRIORITY,
+        exclude=True,
+        description="A worker takes the highest first, of equal ones the oldest.",
+    )
+    queue: JobQueue | None = Field(
+        default=None, exclude=True, description="Which workers may take it. Default: the setting trainer.celery_queue."
+    )
+    user: UserName | None = Field(
+        default=None, exclude=True, description="Whose job it is; the limit on unfinished jobs is per user."
+    )
+    dry_run: bool = Field(
+        default=False, exclude=True, description="Check and estimate only: nothing is queued, the answer is a 200."
+    )
+
+    def named_files(self) -> dict[str, str]:
+        """Ids of the uploaded training files that the job reads, by the field that names them."""
+        return {}
+
+    def named_experts(self) -> tuple[str, ...]:
+        """Experts that must be there when the job is submitted."""
+        return ()
+
+    def check(self) -> None:
+        """Raise InvalidRequest for fields that contradict each other."""

@@ -1,0 +1,1 @@
+"""The image experiment: eight experts on small pictures, their learned cooperation graph, and its report."""

@@ -1,5 +1,6 @@
 """The base model's own row of a gate: text that it writes itself, sampled at temperature 1. No corpus needed."""
 
+from collections.abc import Collection
 from typing import Final
 
 import torch
@@ -25,7 +26,7 @@ def sample_base_text(model: PreTrainedModel, tokenizer: Tokenizer, *, num_tokens
     texts: list[list[int]] = []
     num_sampled = 0
     while num_sampled < num_tokens:
-        batch_BT = _sample_batch(model, start_id, longest, generator)
+        batch_BT = _sample_batch(model, start_id, longest, tokenizer.eos_ids, generator)
         for ids in batch_BT.tolist():
             text = _until_end(ids, tokenizer.eos_ids)
             texts.append(text)
@@ -33,15 +34,26 @@ def sample_base_text(model: PreTrainedModel, tokenizer: Tokenizer, *, num_tokens
     return texts
 
 
-def _sample_batch(model: PreTrainedModel, start_id: int, length: int, generator: torch.Generator) -> Tensor:
-    """ids_BT of continuations of the start token; rows go on after an end of text, which the caller cuts."""
+def _sample_batch(
+    model: PreTrainedModel, start_id: int, length: int, end_ids: Collection[int], generator: torch.Generator
+) -> Tensor:
+    """ids_BT of continuations of the start token; rows go on after an end of text, which the caller cuts.
+
+    Once all rows have ended, tokens are drawn without asking the model: nobody reads them, but the generator is left
+    where it would be, so that the next batch is what it always was.
+    """
     next_B1 = torch.full((_BATCH, 1), start_id, device=model.device)
     ids, cache = [next_B1.cpu()], None
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long)
+    has_ended_B1 = torch.zeros(_BATCH, 1, dtype=torch.bool)
+    probabilities_BV = torch.empty(0)
     for _ in range(length - 1):
-        output = model(input_ids=next_B1, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        probabilities_BV = output.logits[:, -1].float().softmax(dim=-1).cpu()
+        if not has_ended_B1.all():
+            output = model(input_ids=next_B1, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            probabilities_BV = output.logits[:, -1].float().softmax(dim=-1).cpu()
         sampled_B1 = torch.multinomial(probabilities_BV, 1, generator=generator)
+        has_ended_B1 |= torch.isin(sampled_B1, ends)
         ids.append(sampled_B1)
         next_B1 = sampled_B1.to(model.device)
     return torch.cat(ids, dim=1)

@@ -1,12 +1,14 @@
 """The trunk as an encoder, the base model's own text, and the learned router's network."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
 from numpy.testing import assert_allclose
+from transformers import PreTrainedModel
 
 from services.shared.errors import InvalidRequest
 from services.shared.modeling.base_row import sample_base_text
@@ -69,6 +71,20 @@ class TestGatherTrunkStatistics:
         assert not np.allclose(plain.mean_F, prefixed.mean_F)
 
 
+@torch.inference_mode()
+def sampled_to_the_end(model: PreTrainedModel, num_batches: int, *, length: int) -> list[list[int]]:
+    """Batches of 64, every row to its full length, each cut at its first 2: the slow, obvious twin."""
+    generator = torch.Generator().manual_seed(0)
+    texts = []
+    for _ in range(num_batches):
+        ids_BT = torch.ones(64, 1, dtype=torch.long)
+        while ids_BT.shape[1] < length:
+            probabilities_BV = model(input_ids=ids_BT).logits[:, -1].softmax(dim=-1)
+            ids_BT = torch.cat([ids_BT, torch.multinomial(probabilities_BV, 1, generator=generator)], dim=1)
+        texts += [ids[: ids.index(2)] if 2 in ids else ids for ids in ids_BT.tolist()]
+    return texts
+
+
 class TestSampleBaseText:
     TOKENIZER = Tokenizer(
         tokenizers.Tokenizer(tokenizers.models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2})),
@@ -88,6 +104,23 @@ class TestSampleBaseText:
         texts = [sample_base_text(tiny_model(), self.TOKENIZER, num_tokens=500, seed=seed) for seed in (0, 0, 1)]
 
         assert texts[0] == texts[1] != texts[2]
+
+    def test_are_the_same_however_early_the_model_is_asked_no_more(self) -> None:
+        model, num_asked = tiny_model(), 0
+
+        def end_soon(_module: Any, _args: Any, output: Any) -> Any:
+            nonlocal num_asked
+            num_asked += 1
+            output.logits[..., 2] += 4.0
+            return output
+
+        model.register_forward_hook(end_soon)
+        texts = sample_base_text(model, self.TOKENIZER, num_tokens=1000, seed=0)
+
+        num_batches = len(texts) // 64
+        assert num_batches > 1, "the second depends on what the first drew"
+        assert num_asked < num_batches * 40
+        assert texts == sampled_to_the_end(model, num_batches, length=64)
 
     def test_follow_the_models_own_distribution(self) -> None:
         model = tiny_model()

@@ -56,7 +56,7 @@ def experiment(  # noqa: PLR0913, PLR0917
         _CONSOLE.print(error.message, style="red")
         raise typer.Exit(1) from error
     except TrainingStopped as error:
-        _CONSOLE.print(f"Stopped; the same command goes on from the last whole epoch in {out}.")
+        _CONSOLE.print(f"Stopped; the same command goes on from its last step, kept in {out}.")
         raise typer.Exit(130) from error
     _CONSOLE.print(f"accuracy {accuracy:.2%}; the report is {out / 'report.md'}")
 
@@ -85,7 +85,14 @@ def _run(spec: ImageCooperationJobSpec, folder: Path | None, out: Path, threads:
             loss = float("nan") if progress.loss is None else progress.loss
             bar.update(task, completed=progress.step, total=progress.total_steps, loss=loss)
 
-        outcome = train_images(images, recipe, folder=out / "checkpoints", on_progress=show, should_stop=stop.is_set)
+        outcome = train_images(
+            images,
+            recipe,
+            folder=out / "checkpoints",
+            on_progress=show,
+            should_stop=stop.is_set,
+            should_keep_state=stop.is_set,
+        )
     write_artifact(out, outcome, data=images, recipe=recipe, num_examples=spec.num_routing_examples)
     return outcome.history[-1].accuracy
 

@@ -1,8 +1,8 @@
-"""What a training needs to go on after an epoch as if nothing had happened: safetensors and JSON, no pickle."""
+"""What a training needs to go on after any step as if nothing had happened: safetensors and JSON, no pickle."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,33 @@ _TENSORS = "state.safetensors"
 _HISTORY = "history.json"
 
 
+@dataclass
+class Record:
+    """How far a training has come: the figures of its epochs, and the losses of the steps of the one begun."""
+
+    history: list[EpochMeasures] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
 def save_checkpoint(
     folder: Path,
     *,
     recipe: Recipe,
     network: torch.nn.Module,
     optimizers: Mapping[str, torch.optim.Optimizer],
-    history: Sequence[EpochMeasures],
+    record: Record,
+    number: int,
 ) -> None:
-    """Write the state after the last epoch of `history`; older checkpoints go once it is whole."""
-    target = folder / f"checkpoint-{history[-1].epoch}"
+    """Write the state; `number` grows with every step and measurement. Older checkpoints go once it is whole."""
+    target = folder / f"checkpoint-{number}"
     target.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}.{index}.{key}": value.contiguous() for key, value in state.items()}
     save_file(tensors, target / _TENSORS)
-    document = {"recipe": asdict(recipe), "history": [asdict(measures) for measures in history]}
+    history = [asdict(measures) for measures in record.history]
+    document = {"recipe": asdict(recipe), "history": history, "losses": record.losses}
     (target / _HISTORY).write_text(json.dumps(document) + "\n")
     mark_complete(target)
     keep_only_last(folder)
@@ -42,14 +52,14 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, *, recipe: Recipe, network: torch.nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]
-) -> list[EpochMeasures]:
-    """Put the newest whole checkpoint of this very recipe into the network and optimizers; its history, or []."""
+) -> Record:
+    """Put the newest whole checkpoint of this very recipe into the network and optimizers; its record, or a blank."""
     found = last_complete(folder)
     if found is None:
-        return []
+        return Record()
     document = json.loads((found / _HISTORY).read_text())
     if document["recipe"] != asdict(recipe):
-        return []
+        return Record()
     tensors = load_file(found / _TENSORS)
     network.load_state_dict(_below("network", tensors))
     for name, optimizer in optimizers.items():
@@ -59,7 +69,7 @@ def load_checkpoint(
             index, _, field = key.partition(".")
             states.setdefault(int(index), {})[field] = _laid_out_like(parameters[int(index)], value)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    return [_measures(entry) for entry in document["history"]]
+    return Record([_measures(entry) for entry in document["history"]], document["losses"])
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-_SCALES: Final = {"published": 2.0, "strong": 0.5}
+_SCALES: Final = {"published": 2.0, "strong": 0.25}
 """Both ends of the colour scale: the published one, and one for edges that add to weights of 0 to 1."""
 
 

@@ -30,6 +30,7 @@ def run_image_job(context: JobContext) -> Publish:
         folder=context.folder.work / "checkpoints",
         on_progress=context.report,
         should_stop=context.should_stop,
+        should_keep_state=context.should_keep_state,
     )
     context.enter("reporting")
     with context.storage.stage() as folder:

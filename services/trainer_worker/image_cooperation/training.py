@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import torch
 from services.shared.errors import JobFailed
 from services.shared.modeling.cooperation_network import CooperationNetwork
 from services.trainer_worker.image_cooperation.augmentation import flipped_and_shifted
-from services.trainer_worker.image_cooperation.checkpoint import load_checkpoint, save_checkpoint
+from services.trainer_worker.image_cooperation.checkpoint import Record, load_checkpoint, save_checkpoint
 from services.trainer_worker.image_cooperation.images import ImageData, ImageSet
 from services.trainer_worker.image_cooperation.measures import EpochMeasures, as_inputs, measure_epoch, mixed_batches
 from services.trainer_worker.image_cooperation.mixture import ImageMixture, Mixed
@@ -47,13 +48,15 @@ def train_images(
     folder: Path,
     on_progress: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
+    should_keep_state: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train to the recipe's end, from the last checkpoint in `folder` if there is one of this recipe.
 
     Every random number is a function of seed and epoch, so a resumed training ends with the weights of an
-    uninterrupted one. Raises TrainingStopped within one step of `should_stop()`, JobFailed when the loss is lost.
+    uninterrupted one. Raises TrainingStopped within one step of `should_stop()`, after a checkpoint of that step if
+    `should_keep_state()`, and JobFailed when the loss is lost.
     """
-    return _Trainer(data, recipe, folder, on_progress, should_stop).run()
+    return _Trainer(data, recipe, folder, on_progress, should_stop, should_keep_state).run()
 
 
 def make_network(data: ImageData, recipe: Recipe) -> ImageMixture:
@@ -86,12 +89,14 @@ class _Trainer:
         folder: Path,
         on_progress: Callable[[TrainingProgress], None],
         should_stop: Callable[[], bool],
+        should_keep_state: Callable[[], bool],
     ) -> None:
         self._data = data
         self._recipe = recipe
         self._folder = folder
         self._on_progress = on_progress
         self._should_stop = should_stop
+        self._should_keep_state = should_keep_state
         self._network = make_network(data, recipe)
         self._optimizers = _optimizers(self._network, recipe)
         self._steps_per_epoch = math.ceil(len(data.train) / recipe.batch_size)
@@ -99,44 +104,61 @@ class _Trainer:
     def run(self) -> Outcome:
         """Every epoch that is left, and the outcome."""
         recipe = self._recipe
-        history = load_checkpoint(self._folder, recipe=recipe, network=self._network, optimizers=self._optimizers)
-        if not history:
-            history.append(self._measure(0, None)[0])
-        clock = StepClock(history[-1].epoch * self._steps_per_epoch)
+        record = load_checkpoint(self._folder, recipe=recipe, network=self._network, optimizers=self._optimizers)
+        if not record.history:
+            record.history.append(self._measure(0, None)[0])
+        clock = StepClock(self._num_steps(record))
         answers: list[Mixed] = []
-        for epoch in range(history[-1].epoch, recipe.num_epochs):
-            train_loss = self._train_epoch(epoch, clock)
-            measures, answers = self._measure(epoch + 1, train_loss)
-            history.append(measures)
-            self._tell(measures)
-            save_checkpoint(
-                self._folder, recipe=recipe, network=self._network, optimizers=self._optimizers, history=history
-            )
-        return Outcome(self._network, tuple(history), tuple(answers or self._measure(recipe.num_epochs, None)[1]))
+        try:
+            for epoch in range(record.history[-1].epoch, recipe.num_epochs):
+                self._train_epoch(epoch, record, clock)
+                measures, answers = self._measure(epoch + 1, sum(record.losses) / len(record.losses))
+                record.history.append(measures)
+                record.losses.clear()
+                self._tell(measures)
+                self._save(record)
+        except TrainingStopped:
+            if record.losses and self._should_keep_state():
+                self._save(record)
+            raise
+        return Outcome(
+            self._network, tuple(record.history), tuple(answers or self._measure(recipe.num_epochs, None)[1])
+        )
 
-    def _train_epoch(self, epoch: int, clock: StepClock) -> float:
-        """Mean loss of the epoch's steps."""
-        recipe, network = self._recipe, self._network
-        network.train()
-        first_step = epoch * self._steps_per_epoch
-        total_steps = recipe.num_epochs * self._steps_per_epoch
-        losses = []
-        for position, batch in enumerate(_batches(self._data.train, recipe, epoch)):
+    def _train_epoch(self, epoch: int, record: Record, clock: StepClock) -> None:
+        """The steps of the epoch that are left; their losses go to the record."""
+        self._network.train()
+        total_steps = self._recipe.num_epochs * self._steps_per_epoch
+        # What was done already is drawn again, not trained again: pictures and random numbers stay in step.
+        for batch in islice(_batches(self._data.train, self._recipe, epoch), len(record.losses), None):
             if self._should_stop():
                 raise TrainingStopped
-            step = first_step + position + 1
+            step = self._num_steps(record) + 1
             rate = self._set_rates(step, total_steps)
-            losses.append(self._step(batch, epoch, step))
+            record.losses.append(self._step(batch, epoch, step))
             progress = TrainingProgress(
                 "training",
                 step,
                 total_steps,
-                loss=losses[-1],
+                loss=record.losses[-1],
                 learning_rate=rate,
                 seconds_left=clock.seconds_left(step, total_steps),
             )
             self._on_progress(progress)
-        return sum(losses) / len(losses)
+
+    def _num_steps(self, record: Record) -> int:
+        """Optimizer steps done."""
+        return record.history[-1].epoch * self._steps_per_epoch + len(record.losses)
+
+    def _save(self, record: Record) -> None:
+        save_checkpoint(
+            self._folder,
+            recipe=self._recipe,
+            network=self._network,
+            optimizers=self._optimizers,
+            record=record,
+            number=self._num_steps(record) + len(record.history),
+        )
 
     def _tell(self, measures: EpochMeasures) -> None:
         total_steps = self._recipe.num_epochs * self._steps_per_epoch

@@ -37,9 +37,17 @@ def train(
     data: ImageData = DATA,
     on_progress: Callable[[TrainingProgress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_keep_state: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """`train_images` with quiet defaults."""
-    return train_images(data, recipe, folder=folder, on_progress=on_progress, should_stop=should_stop)
+    return train_images(
+        data,
+        recipe,
+        folder=folder,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        should_keep_state=should_keep_state,
+    )
 
 
 def states(outcome: Outcome) -> dict[str, torch.Tensor]:
@@ -107,6 +115,27 @@ class TestTraining:
         assert resumed.history == whole.history
         assert all(torch.equal(value, states(whole)[name]) for name, value in states(resumed).items())
 
+    @pytest.mark.parametrize("stopped_at", [1, 4, 6])
+    def test_paused_keeps_every_step_that_was_done(self, tmp_path: Path, setting: str, stopped_at: int) -> None:
+        whole = train(quick(setting), tmp_path / "whole")
+        stop = Stop(stopped_at)
+
+        with pytest.raises(TrainingStopped):
+            train(
+                quick(setting),
+                tmp_path / "paused",
+                on_progress=stop.watch,
+                should_stop=stop,
+                should_keep_state=lambda: True,
+            )
+        steps: list[int] = []
+        resumed = train(quick(setting), tmp_path / "paused", on_progress=lambda progress: steps.append(progress.step))
+
+        # 4 is an epoch's last step: asked to stop while the epoch is measured, it goes on with that.
+        assert steps[0] == (stopped_at if stopped_at % 4 == 0 else stopped_at + 1)
+        assert resumed.history == whole.history
+        assert all(torch.equal(value, states(whole)[name]) for name, value in states(resumed).items())
+
     def test_that_was_finished_is_not_trained_again(self, tmp_path: Path, setting: str) -> None:
         whole = train(quick(setting), tmp_path)
         steps: list[TrainingProgress] = []
@@ -147,7 +176,7 @@ class TestTraining:
         stop = Stop(5)
         with pytest.raises(TrainingStopped):
             train(quick(setting), tmp_path, on_progress=stop.watch, should_stop=stop)
-        state = tmp_path / "checkpoint-1" / "state.safetensors"
+        state = tmp_path / "checkpoint-6" / "state.safetensors"
         tensors = load_file(state)
         tensors["network.experts.0.0.weight" if setting == "published" else "network.stem.1.weight"].fill_(torch.nan)
         save_file(tensors, state)
@@ -156,7 +185,7 @@ class TestTraining:
             train(quick(setting), tmp_path)
 
         assert caught.value.error_code == "loss_not_finite"
-        assert (tmp_path / "checkpoint-1" / "complete").exists()
+        assert (tmp_path / "checkpoint-6" / "complete").exists()
 
 
 class TestGraph:

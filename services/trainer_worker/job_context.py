@@ -6,6 +6,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,6 +106,7 @@ class JobLog(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file; what a full disk has not taken is lost, as `emit` has said."""
+        with suppress(OSError):
+            self._stream.close()
         super().close()

@@ -25,11 +25,11 @@ class ServerSentEvent:
     data: str
 
 
-def read_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
-    """The whole events of a stream; one that broke off in the middle is left out."""
+def read_events(pieces: Iterable[str]) -> Iterator[ServerSentEvent]:
+    """The whole events of a text that comes in pieces; one that broke off in the middle is left out."""
     event_id: str | None = None
     data: list[str] = []
-    for line in lines:
+    for line in _lines(pieces):
         if not line:
             if data:
                 yield ServerSentEvent(event_id, "\n".join(data))
@@ -38,6 +38,14 @@ def read_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
             data.append(line.removeprefix("data:").removeprefix(" "))
         elif line.startswith("id:"):
             event_id = line.removeprefix("id:").strip()
+
+
+def _lines(pieces: Iterable[str]) -> Iterator[str]:
+    """Whole lines. Only line feeds end them: U+2028 and its like, which `splitlines` takes for ends, may be data."""
+    rest = ""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split("\n")
+        yield from (line.removesuffix("\r") for line in lines)
 
 
 def follow_job(
@@ -61,7 +69,7 @@ def follow_job(
             headers = {"last-event-id": last_id}
             path = f"/jobs/{job_id}/events"
             with api.stream("GET", path, headers=headers, silence_s=_SILENCE_S) as response:
-                for event in read_events(response.iter_lines()):
+                for event in read_events(response.iter_text()):
                     last_id = event.id or last_id
                     heard_at, pause_s = time.monotonic(), _FIRST_PAUSE_S
                     yield json.loads(event.data)

@@ -53,7 +53,7 @@ def _write(api: ApiClient, body: dict[str, Any]) -> dict[str, Any]:
     """Print the tokens as they come; who carried them is in the last event."""
     routing: dict[str, Any] = {}
     with api.stream("POST", "/generate_stream", body=body) as response:
-        for event in read_events(response.iter_lines()):
+        for event in read_events(response.iter_text()):
             told = json.loads(event.data)
             if "error" in told:
                 typer.echo()

@@ -1,6 +1,10 @@
 """A newcomer's first hour: upload text, train an expert over HTTP, watch it join, and see who wrote what."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -134,3 +138,42 @@ def test_one_expert_a_set_and_none_can_be_forced(demo_stack: httpx.Client) -> No
     assert one["code"] == pytest.approx(1.0)
     assert some["code"] > some["math"] > 0
     assert none == {"base": pytest.approx(1.0)}
+
+
+def test_a_release_is_trained_moved_and_taken_back_from_the_command_line(
+    demo_stack: httpx.Client, tmp_path: Path
+) -> None:
+    def run(*arguments: str, stdin: str = "") -> str:
+        command = [sys.executable, "-m", "services.command_line", *arguments]
+        environment = {**os.environ, "AMOE_URL": str(demo_stack.base_url), "COLUMNS": "200"}
+        result = subprocess.run(
+            command, input=stdin, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, f"{arguments}: {result.stderr}"
+        return result.stdout
+
+    archive, lines = str(tmp_path / "release.tar"), tmp_path / "sums.jsonl"
+    items = DOMAINS["math"].generate(5, 40, "train")
+    examples = [{"prompt": item.prompt, "completion": item.completion} for item in items]
+    lines.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    prompt = DOMAINS["code"].generate(6, 1, "held_out")[0].prompt
+    releases = json.loads(run("releases", "list", "--json"))["data"]
+    before = next(release for release in releases if release["status"] == "active")
+
+    job = {"kind": "expert", "name": "sums", "hyperparameters": {"max_steps": 3, "max_length": 64}}
+    watched = run("jobs", "submit", "-", "--upload", f"training_file={lines}", "--watch", stdin=json.dumps(job))
+    names = [expert["name"] for expert in json.loads(run("experts", "list", "--json"))["data"]]
+    scored_before = demo_stack.post("/route", json={"inputs": prompt}).json()["tokens"]
+    run("releases", "export", before["id"], "--out", archive)
+    imported = json.loads(run("releases", "import", archive, "--activate", "--json"))
+    scored_after = demo_stack.post("/route", json={"inputs": prompt}).json()
+    answer = run("generate", prompt, "--max-new-tokens", "8")
+    back = json.loads(run("releases", "rollback", "--if-active", imported["id"], "--json"))
+
+    assert "The job succeeded." in watched
+    assert "sums" in names
+    assert (imported["digest"], scored_after["release"]) == (before["digest"], imported["id"])
+    assert scored_after["tokens"] == scored_before
+    assert answer.strip() == generate(demo_stack, prompt, max_new_tokens=8)["generated_text"].strip()
+    assert back["id"] == before["id"]
+    assert "0 B would be removed" in run("storage", "gc")

@@ -246,7 +246,7 @@ class TestBrokenConnections:
             clock = threading.Timer(TIMEOUT_S, process.kill)
             clock.start()
             assert process.stdout is not None
-            happen("one", "two")
+            happen("one\u2028and a half", "two")
             seen: list[str] = []
             while "two" not in seen:
                 seen.append(json.loads(process.stdout.readline())["message"])
@@ -260,7 +260,7 @@ class TestBrokenConnections:
         clock.cancel()
 
         assert code == 0
-        assert seen[-5:] == ["one", "two", "three", "four", "The job succeeded."]
+        assert seen[-5:] == ["one\u2028and a half", "two", "three", "four", "The job succeeded."]
         assert len(seen) == len(set(seen))
 
 

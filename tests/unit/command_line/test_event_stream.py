@@ -12,9 +12,17 @@ from services.command_line.event_stream import ServerSentEvent, follow_job, read
 
 
 def test_events_are_read_with_their_ids_and_comments_are_passed_over() -> None:
-    lines = ["id: 7", "data: {}", "", ": still here", "", "data:one", "data: two", "", "id: 9", "data: cut o"]
+    text = "id: 7\ndata: {}\n\n: still here\n\ndata:one\r\ndata: two\r\n\r\nid: 9\ndata: cut o"
 
-    assert list(read_events(lines)) == [ServerSentEvent("7", "{}"), ServerSentEvent(None, "one\ntwo")]
+    assert list(read_events([text])) == [ServerSentEvent("7", "{}"), ServerSentEvent(None, "one\ntwo")]
+
+
+def test_it_does_not_matter_where_a_stream_is_cut_into_pieces() -> None:
+    text = "id: 1\ndata: line\u2028separator\x85next\n\n"
+
+    for size in range(1, len(text) + 1):
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert list(read_events(pieces)) == [ServerSentEvent("1", "line\u2028separator\x85next")]
 
 
 class Service:
@@ -29,13 +37,13 @@ class Service:
     def stream(self, _method: str, _path: str, *, headers: dict[str, str], silence_s: float) -> Iterator[Any]:
         assert silence_s > 15.0
         self.asked_after.append(headers["last-event-id"])
-        yield SimpleNamespace(iter_lines=lambda: self._lines(self.connections.pop(0)))
+        yield SimpleNamespace(iter_text=lambda: self._lines(self.connections.pop(0)))
 
     def _lines(self, lines: list[str | Exception]) -> Iterator[str]:
         for line in lines:
             if isinstance(line, Exception):
                 raise line
-            yield line
+            yield f"{line}\n"
 
     def get(self, _path: str) -> dict[str, str]:
         return {"status": "running" if self.connections else self.status}

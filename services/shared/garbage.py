@@ -12,12 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Text, cast, delete, func, select
+from sqlalchemy import ColumnElement, Text, cast, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from services.shared.database.rows import ExpertVersionRow, FileRow, JobRow, ReleaseRow
 from services.shared.storage import Published, Storage, num_bytes_in
 
+_REFERRING: Final = (
+    ExpertVersionRow.digest,
+    ReleaseRow.router_digest,
+    ReleaseRow.graph_digest,
+    ReleaseRow.calibration_digest,
+)
 _DIGESTS: Final = r"\y[0-9a-f]{64}\y"
 _FILES: Final = r"\yfile-[0-9a-f]{32}\y"
 
@@ -108,24 +114,25 @@ def _remove(paths: Sequence[Path]) -> Iterable[Piece]:
 def _named_in_rows(session: Session) -> set[str]:
     """The digests of all artifacts that something refers to."""
     named: set[str] = set()
-    for column in (
-        ExpertVersionRow.digest,
-        ReleaseRow.router_digest,
-        ReleaseRow.graph_digest,
-        ReleaseRow.calibration_digest,
-    ):
+    for column in _REFERRING:
         named.update(digest for digest in session.scalars(select(column).distinct()) if digest is not None)
     return named | _named_in_jobs(session, _DIGESTS)
 
 
 def _is_named(session: Session, digest: str) -> bool:
-    return digest in _named_in_rows(session)
+    """The same question for one artifact."""
+    by_rows = [exists().where(column == digest) for column in _REFERRING]
+    by_jobs = exists().where(_told_by_jobs().contains(digest))
+    return bool(session.scalar(select(or_(*by_rows, by_jobs))))
 
 
 def _named_in_jobs(session: Session, pattern: str) -> set[str]:
     """Whatever in the specifications and results of all jobs looks like that: unique enough to be meant."""
-    told = cast(JobRow.spec, Text) + func.coalesce(cast(JobRow.result, Text), "")
-    return {found for (found,) in session.scalars(select(func.regexp_matches(told, pattern, "g")))}
+    return {found for (found,) in session.scalars(select(func.regexp_matches(_told_by_jobs(), pattern, "g")))}
+
+
+def _told_by_jobs() -> ColumnElement[str]:
+    return cast(JobRow.spec, Text) + func.coalesce(cast(JobRow.result, Text), "")
 
 
 def _moment(seconds: float) -> datetime:

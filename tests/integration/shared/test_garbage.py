@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared import jobs
 from services.shared.database.rows import FileRow
-from services.shared.garbage import collect_garbage, find_garbage, forget_unused_files
+from services.shared.garbage import collect_garbage, find_garbage, forget_unused_files, withdraw_artifact
 from services.shared.registry import create_release, register_expert
 from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
 from services.shared.schemas.sequences import AdapterReport
@@ -144,6 +144,52 @@ def test_a_file_that_a_job_is_being_made_for_is_not_forgotten(
 
     with sessions.begin() as session:
         assert forget_unused_files(session, grace_s=GRACE_S) == []
+
+
+@pytest.mark.parametrize("referrer", ["nobody", "version", "router", "graph", "calibration", "job"])
+def test_what_was_published_in_vain_is_taken_back_unless_something_refers_to_it(
+    sessions: sessionmaker[Session], storage: Storage, referrer: str
+) -> None:
+    with storage.stage() as staged:
+        (staged / "weights.safetensors").write_text("x")
+        published = storage.put(staged)
+    with sessions.begin() as session:
+        if referrer == "version":
+            register(session, published.digest)
+        elif referrer == "job":
+            jobs.create_job(session, RouterJobSpec(settings={"note": published.digest}))
+        elif referrer != "nobody":
+            digests = {"router": "0" * 64, "graph": None, "calibration": None, referrer: published.digest}
+            create_release(
+                session,
+                base_model="demo",
+                base_fingerprint=FINGERPRINT,
+                router_digest=digests["router"] or "",
+                router_kind="bayes",
+                graph_digest=digests["graph"],
+                calibration_digest=digests["calibration"],
+                version_ids=[],
+                note="",
+            )
+
+    with sessions.begin() as session:
+        withdraw_artifact(session, storage, published)
+
+    assert (storage.artifacts / published.digest).exists() is (referrer != "nobody")
+
+
+def test_what_somebody_else_has_published_too_is_not_taken_back(
+    sessions: sessionmaker[Session], storage: Storage
+) -> None:
+    with storage.stage() as staged:
+        (staged / "weights.safetensors").write_text("x")
+        first, second = storage.put(staged), storage.put(staged)
+
+    for published in (first, second):
+        with sessions.begin() as session:
+            withdraw_artifact(session, storage, published)
+
+    assert storage.artifact(first.digest).is_dir()
 
 
 def test_publishing_again_what_is_old_makes_it_new(sessions: sessionmaker[Session], storage: Storage) -> None:

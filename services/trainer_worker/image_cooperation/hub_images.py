@@ -15,20 +15,29 @@ def hub_images(source: HubImages) -> ImageData:
 
 
 def _split(source: HubImages, split: str) -> ImageSet:
-    import datasets
+
+    import httpx
+    from datasets.exceptions import DatasetsError
 
     name = f"{source.name} ({split})"
     try:
-        rows: Any = datasets.load_dataset(source.name, source.config, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        return _streamed(source, split, name)
+    except (OSError, ValueError, RuntimeError, DatasetsError, httpx.HTTPError) as error:
         raise JobFailed(
             f"The data set {name} cannot be loaded: {error}. Check the name and the connection to the hub, or upload "
             "its Parquet files.",
             code="dataset_unavailable",
         ) from error
-    image, label = image_columns(rows.column_names, name=name)
+
+
+def _streamed(source: HubImages, split: str, name: str) -> ImageSet:
+    import datasets
+
+    # Streamed: what is too large is refused once it is, and not when it has filled the disk.
+    rows: Any = datasets.load_dataset(source.name, source.config, split=split, streaming=True)
+    image, label = image_columns(list(next(iter(rows), {})), name=name)
     rows = rows.select_columns([image, label])
-    if isinstance(rows.features[image], datasets.Image):
+    if isinstance((rows.features or {}).get(image), datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
     decoder = PictureDecoder(name)
     for row in rows:

@@ -65,8 +65,8 @@ class PictureDecoder:
         if self._pixels and pixels_HWC.shape != self._pixels[0].shape:
             raise InvalidDataset(f"{self._name}, row {row}: {pixels_HWC.shape}, others are {self._pixels[0].shape}.")
         self._num_bytes += pixels_HWC.nbytes
-        if self._num_bytes > MAX_BYTES:
-            raise InvalidDataset(f"{self._name}: more than {MAX_BYTES // 1024**2} MiB of pixels.")
+        if self._num_bytes > MAX_BYTES or row > MAX_IMAGES:
+            raise InvalidDataset(f"{self._name}: more than {MAX_BYTES // 1024**2} MiB or {MAX_IMAGES} pictures.")
         self._pixels.append(pixels_HWC)
         self._labels.append(label)
 

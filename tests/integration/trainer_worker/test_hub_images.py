@@ -35,7 +35,7 @@ def read(name: str, *, endpoint: str, home: Path) -> str:
     return done.stdout
 
 
-def test_a_data_set_of_the_hub_is_read_and_one_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_data_set_of_the_hub_is_read_and_one_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     write_parquet(made_up(20), files / "train-00000-of-00001.parquet")

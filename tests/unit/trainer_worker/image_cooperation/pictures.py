@@ -1,6 +1,7 @@
 """Small made-up pictures, and the files that people have them in."""
 
 import io
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -64,4 +65,6 @@ def write_parquet(images: ImageSet, path: Path) -> None:
     pictures = [{"bytes": png(pixels_HWC), "path": None} for pixels_HWC in images.pixels_NHWC]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table({"img": pa.array(pictures, kind), "label": pa.array(images.labels_N)})
-    pq.write_table(table, path)
+    features = {"img": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(described), path)

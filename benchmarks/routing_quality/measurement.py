@@ -6,11 +6,12 @@ from pathlib import Path
 
 from benchmarks.routing_quality.experts import MULTI_TASK, RANK
 from benchmarks.routing_quality.newcomers import measure_newcomers
-from benchmarks.routing_quality.systems import Readings, constant, oracle, read, routed
-from benchmarks.routing_quality.windows import Windows, pure_windows, switching_windows
+from benchmarks.routing_quality.windows import half_way_windows, pure_windows
 from benchmarks.routing_quality.workbench import ROUTERS, Workbench
-from services.trainer_worker.training.cooperation_graph import GraphReport
+from services.trainer_worker.evaluation.systems import Readings, constant, oracle, read, routed
+from services.trainer_worker.evaluation.windows import Windows
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
+from services.trainer_worker.training.graph_report import GraphReport
 from services.trainer_worker.training.router import RouterTraining
 
 
@@ -40,7 +41,7 @@ def measure(bench: Workbench, say: Callable[[str], None]) -> Measurement:
     say(f"seed {bench.seed}: reading held-out text")
     tokenizer, scale = bench.base.tokenizer, bench.scale
     pure = pure_windows(bench.domains, "held_out", tokenizer, num_per_domain=scale.num_per_domain, seed=bench.seed)
-    switching = switching_windows(
+    switching = half_way_windows(
         bench.domains, "held_out", tokenizer, num_documents=scale.num_switching, seed=bench.seed
     )
     pure_readings = dict(read_systems(bench, pure, multi_task))

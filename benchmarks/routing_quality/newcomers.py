@@ -1,13 +1,11 @@
 """What happens to everybody when one expert joins by its adapter and its evidence alone."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from benchmarks.routing_quality.figures import domain_losses
-from benchmarks.routing_quality.systems import Readings, Weigh, read, routed
-from benchmarks.routing_quality.windows import Windows
 from benchmarks.routing_quality.workbench import ROUTED, Workbench
+from services.trainer_worker.evaluation.figures import domain_losses
+from services.trainer_worker.evaluation.systems import Readings, read, routed, with_silent_column
+from services.trainer_worker.evaluation.windows import Windows
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 
@@ -17,7 +15,8 @@ def measure_newcomers(bench: Workbench, windows: Windows, readings: dict[str, Re
     figures: dict[str, dict[str, float]] = {}
     with ExpertEnsemble.load(bench.base, bench.adapters) as ensemble:
         for index, name in enumerate(bench.names):
-            before = np.array(domain_losses(read(ensemble, windows, _without(bench, name)), windows))
+            without = with_silent_column(routed(bench.scorer("bigram", without=name), bench.base), index)
+            before = np.array(domain_losses(read(ensemble, windows, without), windows))
             change = np.delete(losses[ROUTED] - before, index)
             gain = losses["base"][index] - losses["oracle"][index]
             figures[name] = {
@@ -26,16 +25,3 @@ def measure_newcomers(bench: Workbench, windows: Windows, readings: dict[str, Re
                 "worst_old_domain": float(change.max()),
             }
     return figures
-
-
-def _without(bench: Workbench, name: str) -> Weigh:
-    """The release before the newcomer: its column of the ensemble stays at zero."""
-    smaller = routed(bench.scorer("bigram", without=name), bench.base)
-    position = bench.names.index(name)
-
-    def weigh(windows: Windows) -> Tensor:
-        weights_BTE = smaller(windows)
-        zeros_BT1 = torch.zeros(*weights_BTE.shape[:2], 1)
-        return torch.cat([weights_BTE[..., :position], zeros_BT1, weights_BTE[..., position:]], dim=-1)
-
-    return weigh

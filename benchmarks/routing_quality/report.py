@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.routing_quality.figures import (
+from benchmarks.routing_quality.measurement import Measurement
+from benchmarks.routing_quality.workbench import ROUTED, ROUTERS
+from services.trainer_worker.evaluation.figures import (
     Interval,
     Totals,
     compare,
@@ -19,9 +21,7 @@ from benchmarks.routing_quality.figures import (
     token_accuracy,
     totals,
 )
-from benchmarks.routing_quality.measurement import Measurement
-from benchmarks.routing_quality.workbench import ROUTED, ROUTERS
-from services.trainer_worker.training.cooperation_graph import GraphReport
+from services.trainer_worker.training.graph_report import GraphReport
 
 Figures = dict[str, Any]
 

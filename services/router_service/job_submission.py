@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from services.router_service.dataset_report import Survey, survey
 from services.router_service.dry_run import Ground, dry_run, measured_rate
 from services.router_service.schemas.dry_run import DryRun
+from services.router_service.schemas.registry import release_number
 from services.router_service.training_cost import BaseShape
 from services.router_service.transactions import Transactions
 from services.shared import jobs
@@ -19,7 +20,7 @@ from services.shared.config import Settings
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import InvalidDataset, NotFound, Overloaded
 from services.shared.queue import enqueue_job
-from services.shared.registry import latest_versions
+from services.shared.registry import find_release, latest_versions
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
@@ -130,6 +131,8 @@ def _check_spec(session: Session, spec: JobSpecBase) -> Mapping[str, FileRow]:
     spec.check()
     if experts := spec.named_experts():
         latest_versions(session, experts)
+    if (release := spec.named_release()) is not None:
+        find_release(session, release_number(release))
     return {field: _find_file(session, field, file_id) for field, file_id in spec.named_files().items()}
 
 

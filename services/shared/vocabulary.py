@@ -82,6 +82,8 @@ class JobKind(StrEnum):
     EXPERT = "expert"
     ROUTER = "router"
     IMAGE_COOPERATION = "image_cooperation"
+    EVALUATION = "evaluation"
+    COOPERATION_GRAPH = "cooperation_graph"
 
 
 class JobQueue(StrEnum):

@@ -35,3 +35,11 @@ def handler_of(kind: JobKind) -> Handler:
             from services.trainer_worker.image_cooperation.job import run_image_job
 
             return run_image_job
+        case JobKind.EVALUATION:
+            from services.trainer_worker.evaluation_job import run_evaluation_job
+
+            return run_evaluation_job
+        case JobKind.COOPERATION_GRAPH:
+            from services.trainer_worker.cooperation_graph_job import run_cooperation_graph_job
+
+            return run_cooperation_graph_job

@@ -80,6 +80,14 @@ def release_with_router(
     return _create(session, versions, base, router, graph_digest, expected, activate=activate, note=note)
 
 
+def release_with_graph(
+    session: Session, release: ReleaseRow, graph_digest: str, *, base: BaseIdentity, note: str
+) -> ReleaseRow:
+    """A staged release that differs from `release` in its graph alone."""
+    router = Router(release.router_digest, RouterKind(release.router_kind))
+    return _create(session, versions_of(release), base, router, graph_digest, None, activate=False, note=note)
+
+
 def versions_of(release: ReleaseRow | None) -> list[ExpertVersionRow]:
     """The expert versions of a release in the order of its gate's columns."""
     return [column.version for column in release.experts] if release is not None else []

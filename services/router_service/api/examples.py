@@ -71,6 +71,23 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
         "summary": "Make a Bayes router over the active release's experts",
         "value": {"kind": "router", "router": "bayes", "create_release": True, "activate": False},
     },
+    "evaluation": {
+        "summary": "What the active release is worth on held-out text",
+        "value": {
+            "kind": "evaluation",
+            "held_out": {"math": "file-0123456789abcdef0123456789abcdef"},
+            "thresholds": [0.05, 0.1, 0.2],
+            "top_ks": [1, 2],
+        },
+    },
+    "graph": {
+        "summary": "Learn a cooperation graph over the active release, beside its controls",
+        "value": {
+            "kind": "cooperation_graph",
+            "training_files": {"math": "file-0123456789abcdef0123456789abcdef"},
+            "create_release": True,
+        },
+    },
     "images": {
         "summary": "Image experts with a cooperation graph, on the built-in digits",
         "value": {"kind": "image_cooperation", "setting": "published", "num_epochs": 10, "top_k": 2, "l1": 0.1},

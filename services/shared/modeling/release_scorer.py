@@ -105,6 +105,22 @@ class ReleaseScorer:
         num_known = len(self._origin.experts)
         return experts[num_known:] if tuple(experts[:num_known]) == self._origin.experts else None
 
+    @property
+    def gate(self) -> Gate:
+        """Which scores it keeps."""
+        return self._gate
+
+    def with_gate(self, gate: Gate) -> "ReleaseScorer":
+        """The same scores and graph under another gate."""
+        return ReleaseScorer(
+            columns=self.columns,
+            scores=self._scores,
+            gate=gate,
+            graph=self._graph,
+            vocab_size=self._vocab_size,
+            tap_layer=self.tap_layer,
+        )
+
     def start(self) -> FilterState:
         """The state of a sequence before its first token."""
         return self._scores.start()

@@ -4,9 +4,11 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.shared.vocabulary import JobKind, JobQueue
+from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobQueue
 
+ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
 FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
+ReleaseId = Annotated[str, Field(pattern=r"^release-[1-9][0-9]{0,8}$")]
 UserName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}$")]
 LOWEST_PRIORITY: Final = 0
 HIGHEST_PRIORITY: Final = 9
@@ -49,6 +51,10 @@ class JobSpecBase(Spec):
     def named_experts(self) -> tuple[str, ...]:
         """Experts that must be there when the job is submitted."""
         return ()
+
+    def named_release(self) -> str | None:
+        """A release that must be there when the job is submitted."""
+        return None
 
     def check(self) -> None:
         """Raise InvalidRequest for fields that contradict each other."""

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from services.shared.errors import InvalidRequest
+from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
+from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
-from services.shared.schemas.job_spec import FileId, JobSpecBase, Spec
-from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobStatus, RouterKind
+from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec
+from services.shared.vocabulary import BASE, JobKind, JobStatus, RouterKind
 
-ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
 JobMetadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=16, description="Kept for whoever submitted the job."),
@@ -119,7 +120,10 @@ class RouterJobSpec(JobSpecBase):
         return self.experts or ()
 
 
-JobSpec = Annotated[ExpertJobSpec | RouterJobSpec | ImageCooperationJobSpec, Field(discriminator="kind")]
+JobSpec = Annotated[
+    ExpertJobSpec | RouterJobSpec | EvaluationJobSpec | CooperationGraphJobSpec | ImageCooperationJobSpec,
+    Field(discriminator="kind"),
+]
 
 
 class JobProgress(BaseModel):

@@ -15,7 +15,8 @@ from services.shared.modeling.router_artifact import BIGRAM_FILE, EVIDENCE_FOLDE
 from services.shared.training_text import Example, read_examples
 from services.trainer_worker.demo.experts import EXEMPLARS
 from services.trainer_worker.progress import TrainingProgress
-from services.trainer_worker.training.cooperation_graph import GraphPlan, GraphReport, train_cooperation_graph
+from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
+from services.trainer_worker.training.graph_report import GraphReport
 
 GRAPH_REPORT: Final = "report.json"
 

@@ -4,8 +4,8 @@ A graph that does not beat no graph, one learned scalar and random graphs of its
 trained on, is not worth its release.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,24 +14,26 @@ import torch
 from torch import Tensor
 
 from services.shared.modeling.base_model import LoadedBase
-from services.shared.modeling.cooperation_graph import CooperationGraph
 from services.shared.modeling.cooperation_network import CooperationNetwork
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.modeling.trunk import trunk_states
 from services.shared.vocabulary import BASE
-from services.trainer_worker.progress import TrainingProgress, TrainingStopped
+from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
+from services.trainer_worker.training.graph_report import (
+    Gain,
+    GraphReport,
+    RoutedToken,
+    compare_graphs,
+    paired_gain,
+)
 from services.trainer_worker.training.spliced_documents import DocumentSplicer, split_streams
 
 if TYPE_CHECKING:
     from services.shared.training_text import Example
 
 _HELD_OUT: Final = 0.2
-_NUM_RESAMPLES: Final = 2000
-_LEAST_GAIN: Final = 0.01
-"""Nats per token: less is not worth one more thing that can go wrong."""
-_LARGEST_HARM: Final = 0.002
-"""Nats per token that whole documents may lose, with 97.5 % certainty: requests are read from their beginning."""
+_NUM_EXAMPLES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -45,51 +47,13 @@ class GraphPlan:
     l1: float = 0.02
     seeds: tuple[int, ...] = (0, 1, 2)
     num_test_documents: int = 128
-
-
-@dataclass(frozen=True)
-class GraphVariant:
-    """One row of the report. `gain` is the loss without a graph minus this one's, with its 95 % interval."""
-
-    name: str
-    seed: int
-    loss: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    sparsity: float
-    largest_edge: float
-
-
-@dataclass(frozen=True)
-class GraphReport:
-    """The learned graph, its controls, and whether it is worth having.
-
-    `gains_over[control]` is the control's loss minus the learned graphs' mean loss over the same spliced documents and
-    seeds, with its 95 % interval; `gain_on_whole` is that over no graph on whole documents, read from their beginning.
-    """
-
-    graph: CooperationGraph
-    variants: tuple[GraphVariant, ...]
-    gains_over: Mapping[str, tuple[float, float, float]]
-    gain_on_whole: tuple[float, float, float]
-
-    @property
-    def beats_controls(self) -> bool:
-        """True when it gains 0.01 nats over no graph, beats every control beyond doubt and harms no whole document."""
-        is_certain = all(low > 0 for _, low, _ in self.gains_over.values())
-        is_harmless = self.gain_on_whole[1] > -_LARGEST_HARM
-        return is_certain and is_harmless and self.gains_over["no graph"][0] >= _LEAST_GAIN
-
-    def as_json(self) -> dict[str, object]:
-        """For report files; the graph itself is an artifact."""
-        return {
-            "experts": list(self.graph.experts),
-            "variants": [asdict(variant) for variant in self.variants],
-            "gains_over": {name: list(gain) for name, gain in self.gains_over.items()},
-            "gain_on_whole_documents": list(self.gain_on_whole),
-            "beats_controls": self.beats_controls,
-        }
+    num_epochs: int = 1
+    """The graph is kept so often, evenly over the steps, for pictures."""
+    l1_sweep: tuple[float, ...] = ()
+    """Other weights of the penalty to learn graphs under."""
+    top_ks: tuple[int, ...] = ()
+    """Experts per token at which the learned graph is held against none."""
+    controls: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,32 +73,44 @@ def train_cooperation_graph(  # noqa: PLR0913
     max_experts: int,
     texts: "Mapping[str, Sequence[Example]]",
     plan: GraphPlan = GraphPlan(),
+    folder: Path | None = None,
     on_progress: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
 ) -> GraphReport:
     """Learn A over a release's experts on spliced documents; `scorer` is the release's router without a graph.
 
-    Controls on the same documents: no graph, one learned scalar for all edges, and random graphs as strong as
-    the learned one. Raises TrainingStopped within one step of `should_stop()`.
+    `texts` are what documents are spliced of: an expert's, or text that mixes domains by itself. Controls on the same
+    documents: no graph, one learned scalar for all edges, and random graphs as strong as the learned one.
+    Raises TrainingStopped within one step of `should_stop()`; networks that were trained whole are kept in `folder`.
     """
     streams = {
-        name: base.tokenizer.encode_batch([example.text for example in texts.get(name, ())]) for name, _ in experts
+        name: base.tokenizer.encode_batch([example.text for example in examples]) for name, examples in texts.items()
     }
     train, test = split_streams(streams, held_out=_HELD_OUT, seed=plan.seeds[0])
     with ExpertEnsemble.load(base, experts) as ensemble:
-        trainer = _GraphTrainer(ensemble, scorer, max_experts, plan, on_progress, should_stop)
+        trainer = _GraphTrainer(
+            ensemble,
+            scorer=scorer,
+            max_experts=max_experts,
+            plan=plan,
+            folder=folder,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
         return trainer.report(list(train.values()), list(test.values()))
 
 
 class _GraphTrainer:
     """Trains and judges the variants over one set of documents."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         ensemble: ExpertEnsemble,
+        *,
         scorer: ReleaseScorer,
         max_experts: int,
         plan: GraphPlan,
+        folder: Path | None,
         on_progress: Callable[[TrainingProgress], None],
         should_stop: Callable[[], bool],
     ) -> None:
@@ -144,9 +120,12 @@ class _GraphTrainer:
         self._scorer = scorer
         self._max_experts = max_experts
         self._plan = plan
+        self._folder = folder
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._num_done = 0
+        self._clock: StepClock | None = None
+        self._histories: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
 
     def report(self, train: Sequence[Sequence[Sequence[int]]], test: Sequence[Sequence[Sequence[int]]]) -> GraphReport:
         """Train every variant and compare them on the test documents."""
@@ -157,54 +136,136 @@ class _GraphTrainer:
         ]
         whole = self._whole_documents(test)
         plain_B, plain_whole_B = self._document_losses(documents, None), self._document_losses(whole, None)
-        learned_whole: list[np.ndarray] = []
-        num_experts = len(self._ensemble.experts)
-        losses_B: dict[tuple[str, int], np.ndarray] = {("no graph", 0): plain_B}
-        graphs: dict[tuple[str, int], CooperationGraph] = {
-            ("no graph", 0): CooperationGraph(self._ensemble.experts, np.zeros((num_experts, num_experts)))
-        }
+        networks = self._networks(train)
+        learned = {seed: networks["learned", seed] for seed in plan.seeds}
+        losses_B = {key: self._document_losses(documents, network) for key, network in networks.items()}
+        graphs = {key: network.to_graph(self._ensemble.experts) for key, network in networks.items()}
+        no_graph = ("no graph", 0)
+        whole_B = np.mean([self._document_losses(whole, network) for network in learned.values()], axis=0)
+        report = compare_graphs(
+            {no_graph: plain_B} | losses_B,
+            {no_graph: self._blank().to_graph(self._ensemble.experts)} | graphs,
+            plan.seeds,
+            paired_gain(plain_whole_B - whole_B),
+        )
+        first = learned[plan.seeds[0]]
+        return replace(
+            report,
+            gains_at_top_k=self._gains_at_top_k(documents, list(learned.values())),
+            history=self._histories["learned", plan.seeds[0]],
+            examples=tuple(self._examples(documents[0], first)) if documents else (),
+        )
+
+    def _networks(self, train: Sequence[Sequence[Sequence[int]]]) -> dict[tuple[str, int], CooperationNetwork]:
+        """By name and seed: the learned graphs, and whatever they are held against."""
+        plan, num_experts = self._plan, len(self._ensemble.experts)
+        networks = {}
         for seed in plan.seeds:
-            learned = self._train(CooperationNetwork(num_experts, seed=seed), train, seed)
-            scalar = self._train(CooperationNetwork(num_experts, shared=True, seed=seed), train, seed)
-            random = CooperationNetwork(num_experts, spread=_strength(learned), seed=1000 + seed)
-            learned_whole.append(self._document_losses(whole, learned))
-            for name, network in (("learned", learned), ("scalar", scalar), ("random", random)):
-                losses_B[name, seed] = self._document_losses(documents, network)
-                graphs[name, seed] = network.to_graph(self._ensemble.experts)
-        gain_on_whole = _interval(plain_whole_B - np.mean(learned_whole, axis=0))
-        return _compare(losses_B, graphs, plan.seeds, gain_on_whole)
+            learned = self._train("learned", CooperationNetwork(num_experts, seed=seed), train, seed)
+            networks["learned", seed] = learned
+            for l1 in plan.l1_sweep:
+                network = CooperationNetwork(num_experts, seed=seed)
+                networks[f"l1 {l1:g}", seed] = self._train(f"l1 {l1:g}", network, train, seed, l1=l1)
+            if plan.controls:
+                scalar = CooperationNetwork(num_experts, shared=True, seed=seed)
+                networks["scalar", seed] = self._train("scalar", scalar, train, seed)
+                spread = _strength(learned)
+                networks["random", seed] = CooperationNetwork(num_experts, spread=spread, seed=1000 + seed)
+        return networks
 
     def _train(
-        self, network: CooperationNetwork, streams: Sequence[Sequence[Sequence[int]]], seed: int
+        self,
+        name: str,
+        network: CooperationNetwork,
+        streams: Sequence[Sequence[Sequence[int]]],
+        seed: int,
+        *,
+        l1: float | None = None,
     ) -> CooperationNetwork:
         plan = self._plan
+        kept = self._folder / f"{name}-{seed}.npz" if self._folder is not None else None
+        if kept is not None and kept.exists():
+            self._num_done += plan.num_steps
+            return self._restore(kept, (name, seed), network)
         splicer = DocumentSplicer(streams, length=plan.length, seed=seed)
         optimizer = torch.optim.Adam(network.parameters(), lr=plan.learning_rate)
-        for _ in range(plan.num_steps):
+        history = [_adjacency(network)]
+        for step in range(1, plan.num_steps + 1):
             if self._should_stop():
                 raise TrainingStopped("the graph's training was stopped")
             loss = self._nats(self._gated(splicer, plan.batch_size), network).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            network.shrink(plan.learning_rate * plan.l1)
-            self._num_done += 1
-            total = 2 * plan.num_steps * len(plan.seeds)
-            self._on_progress(TrainingProgress("graph", self._num_done, total, loss=float(loss.detach())))
+            network.shrink(plan.learning_rate * (plan.l1 if l1 is None else l1))
+            self._report(name, float(loss.detach()))
+            if step * plan.num_epochs // plan.num_steps > (step - 1) * plan.num_epochs // plan.num_steps:
+                history.append(_adjacency(network))
+        self._histories[name, seed] = tuple(history)
+        if kept is not None:
+            _keep(kept, network, history)
         return network
 
+    def _restore(self, kept: Path, key: tuple[str, int], network: CooperationNetwork) -> CooperationNetwork:
+        with np.load(kept) as arrays, torch.no_grad():
+            network.edges.copy_(torch.from_numpy(arrays["edges"]))
+            self._histories[key] = tuple(arrays["history"])
+        return network
+
+    def _report(self, name: str, loss: float) -> None:
+        plan = self._plan
+        self._num_done += 1
+        trained_per_seed = 1 + len(plan.l1_sweep) + int(plan.controls)
+        total = trained_per_seed * plan.num_steps * len(plan.seeds)
+        self._clock = self._clock or StepClock(self._num_done - 1)
+        seconds_left = self._clock.seconds_left(self._num_done, total)
+        phase = "graph" if name == "learned" else f"graph: {name}"
+        self._on_progress(TrainingProgress(phase, self._num_done, total, loss=loss, seconds_left=seconds_left))
+
+    def _gains_at_top_k(
+        self, documents: Sequence[_Documents], learned: Sequence[CooperationNetwork]
+    ) -> dict[int, Gain]:
+        gains = {}
+        for k in self._plan.top_ks:
+            plain_B = self._document_losses(documents, self._blank(), max_experts=k)
+            learned_B = np.mean(
+                [self._document_losses(documents, network, max_experts=k) for network in learned], axis=0
+            )
+            gains[k] = paired_gain(plain_B - learned_B)
+        return gains
+
+    def _blank(self) -> CooperationNetwork:
+        """No graph at all."""
+        return CooperationNetwork(len(self._ensemble.experts), spread=0.0)
+
     @torch.no_grad()
-    def _document_losses(self, documents: Sequence[_Documents], network: CooperationNetwork | None) -> np.ndarray:
+    def _examples(self, documents: _Documents, network: CooperationNetwork) -> Iterator[RoutedToken]:
+        for sample, (ids_T, weights_TC) in enumerate(zip(documents.token_ids_BT, documents.weights_BTC, strict=True)):
+            if sample == _NUM_EXAMPLES:
+                return
+            changed_TC = network(weights_TC, max_experts=self._max_experts)
+            for position, token_id in enumerate(ids_T.tolist()):
+                before_C, after_C = weights_TC[position], changed_TC[position]
+                yield RoutedToken(sample, position, token_id, tuple(before_C.tolist()), tuple(after_C.tolist()))
+
+    @torch.no_grad()
+    def _document_losses(
+        self, documents: Sequence[_Documents], network: CooperationNetwork | None, *, max_experts: int | None = None
+    ) -> np.ndarray:
         means = []
         for batch in documents:
-            nats_BT = self._nats(batch, network).cpu() * batch.counted_BT
+            if self._should_stop():
+                raise TrainingStopped("the graph's judgement was stopped")
+            nats_BT = self._nats(batch, network, max_experts=max_experts).cpu() * batch.counted_BT
             means.append((nats_BT.sum(dim=1) / batch.counted_BT.sum(dim=1)).numpy())
         return np.concatenate(means)
 
-    def _nats(self, documents: _Documents, network: CooperationNetwork | None) -> Tensor:
+    def _nats(
+        self, documents: _Documents, network: CooperationNetwork | None, *, max_experts: int | None = None
+    ) -> Tensor:
         weights_NC = documents.weights_BTC.flatten(0, 1)
         if network is not None:
-            weights_NC = network(weights_NC, max_experts=self._max_experts)
+            weights_NC = network(weights_NC, max_experts=max_experts or self._max_experts)
         weights_BTE = weights_NC.view(documents.weights_BTC.shape)[..., :-1]
         return self._ensemble.nats(documents.token_ids_BT, weights_BTE)
 
@@ -237,50 +298,19 @@ class _GraphTrainer:
         return self._scorer.weights(self._scorer.advance(self._scorer.start(), ids_T.tolist(), states_TD))
 
 
+def _adjacency(network: CooperationNetwork) -> np.ndarray:
+    return network.adjacency().detach().numpy().copy()
+
+
+def _keep(file: Path, network: CooperationNetwork, history: Sequence[np.ndarray]) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half_written = file.with_suffix(".partial")
+    with half_written.open("wb") as target:
+        np.savez(target, edges=network.edges.detach().numpy(), history=np.stack(history))
+    half_written.rename(file)
+
+
 def _strength(network: CooperationNetwork) -> float:
     """Root mean square of the edges: a random graph of the same strength is the fair null."""
     return float(network.edges.detach().square().mean().sqrt())
-
-
-def _compare(
-    losses_B: Mapping[tuple[str, int], np.ndarray],
-    graphs: Mapping[tuple[str, int], CooperationGraph],
-    seeds: Sequence[int],
-    gain_on_whole: tuple[float, float, float],
-) -> GraphReport:
-    plain_B = losses_B["no graph", 0]
-    variants = []
-    for (name, seed), variant_B in losses_B.items():
-        gain, low, high = _interval(plain_B - variant_B)
-        graph = graphs[name, seed]
-        variants.append(
-            GraphVariant(
-                name=name,
-                seed=seed,
-                loss=float(variant_B.mean()),
-                gain=gain,
-                gain_low=low,
-                gain_high=high,
-                sparsity=graph.sparsity,
-                largest_edge=float(np.abs(graph.adjacency_EE).max()),
-            )
-        )
-    learned_B = np.mean([losses_B["learned", seed] for seed in seeds], axis=0)
-    controls = {
-        "no graph": plain_B,
-        "scalar": np.mean([losses_B["scalar", seed] for seed in seeds], axis=0),
-        "random": np.mean([losses_B["random", seed] for seed in seeds], axis=0),
-    }
-    return GraphReport(
-        graph=graphs["learned", seeds[0]],  # not the best on the test documents: that would flatter it
-        variants=tuple(variants),
-        gains_over={name: _interval(control_B - learned_B) for name, control_B in controls.items()},
-        gain_on_whole=gain_on_whole,
-    )
-
-
-def _interval(differences_B: np.ndarray) -> tuple[float, float, float]:
-    """Mean of paired differences with its 95 % bootstrap interval."""
-    picks = np.random.default_rng(0).integers(len(differences_B), size=(_NUM_RESAMPLES, len(differences_B)))
-    low, high = np.percentile(differences_B[picks].mean(axis=1), [2.5, 97.5])
-    return float(differences_B.mean()), float(low), float(high)

@@ -33,15 +33,20 @@ class ExpertEnsemble:
             for slot in range(len(experts)):
                 mixture.clear(slot)
 
-    def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor) -> Tensor:
+    def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor, *, only_speaking: bool = False) -> Tensor:
         """-log p of every token but the first, [B, T-1], when token t is read under weights_BTE[:, t].
 
-        What the weights leave below 1 is the base model's. Differentiable in the weights.
+        What the weights leave below 1 is the base model's. Differentiable in the weights; with `only_speaking`, experts
+        without weight in the whole batch cost nothing, as when serving, and have no gradient.
         """
         device = self.base.device
         token_ids_BT = token_ids_BT.to(device)
         weights_NE = weights_BTE.reshape(-1, weights_BTE.shape[-1]).to(device=device, dtype=self.base.dtype)
-        with self._mixture.gates(weights_NE, range(len(self.experts))):
+        slots: Sequence[int] = range(len(self.experts))
+        if only_speaking:
+            slots = weights_NE.any(dim=0).nonzero().flatten().tolist()
+            weights_NE = weights_NE[:, slots]
+        with self._mixture.gates(weights_NE, slots):
             logits_BTV = self.base.model(input_ids=token_ids_BT, use_cache=False).logits
         targets_BT = token_ids_BT[:, 1:]
         nats_N = torch.nn.functional.cross_entropy(

@@ -208,6 +208,37 @@ class TestSubmission:
                 error = error_of(client.post("/jobs", json={"kind": "image_cooperation", **fields}), 400)
                 assert error["param"] == param
 
+    def test_an_evaluation_names_text_that_is_there_and_a_release_that_is_there(self, client: httpx.Client) -> None:
+        file_id = upload(client)
+        job = {"kind": "evaluation", "held_out": {"math": file_id}}
+
+        no_release = error_of(client.post("/jobs", json={**job, "release": "release-7"}), 404)
+        no_file = error_of(client.post("/jobs", json={**job, "unknown_file": f"file-{'0' * 32}"}), 404)
+        accepted = client.post("/jobs", json=job)
+
+        assert no_release["param"] == "release"
+        assert no_file["param"] == "unknown_file"
+        assert accepted.status_code == 202, accepted.text
+        assert accepted.json()["spec"]["seeds"] == [0, 1, 2]
+
+    def test_what_a_study_of_a_release_cannot_be_is_refused(
+        self, client: httpx.Client, subtests: pytest.Subtests
+    ) -> None:
+        file_id = upload(client)
+        study = {"kind": "evaluation", "held_out": {"math": file_id}}
+        graph = {"kind": "cooperation_graph", "training_files": {"math": file_id}}
+        for job, param in (
+            ({**study, "held_out": {}}, "held_out"),
+            ({**study, "seeds": [1, 1]}, "seeds"),
+            ({**study, "thresholds": [1.0]}, "thresholds.0"),
+            ({**study, "release": "7"}, "release"),
+            ({**graph, "training_files": {}}, "training_files"),
+            ({**graph, "create_release": True, "controls": False}, "controls"),
+            ({**graph, "l1": -1}, "l1"),
+        ):
+            with subtests.test(str(job)):
+                assert error_of(client.post("/jobs", json=job), 400)["param"] == param
+
     def test_an_unknown_expert_of_a_router_job_is_not_found(self, client: httpx.Client) -> None:
         error_of(client.post("/jobs", json={"kind": "router", "experts": ["nobody"]}), 404)
 

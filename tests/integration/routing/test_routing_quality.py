@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.routing_quality.figures import totals
-from benchmarks.routing_quality.systems import constant, oracle, read, routed
 from benchmarks.routing_quality.windows import pure_windows
 from benchmarks.routing_quality.workbench import Scale, Workbench
+from services.trainer_worker.evaluation.figures import totals
+from services.trainer_worker.evaluation.systems import constant, oracle, read, routed
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

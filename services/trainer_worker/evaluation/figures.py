@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.routing_quality.systems import Readings
-from benchmarks.routing_quality.windows import AFTER_SWITCH, SWITCH_AT, Windows
+from services.trainer_worker.evaluation.systems import Readings
+from services.trainer_worker.evaluation.windows import AFTER_SWITCH, Windows
 
 NUM_RESAMPLES = 2000
 
@@ -34,16 +34,20 @@ class Totals:
         for group in np.unique(self.groups_B):
             members_RB = self.groups_B[picks_RB] == group
             nats_R = (self.nats_B[picks_RB] * members_RB).sum(axis=1)
-            per_group.append(nats_R / (self.tokens_B[picks_RB] * members_RB).sum(axis=1))
+            tokens_R = (self.tokens_B[picks_RB] * members_RB).sum(axis=1)
+            per_group.append(_share(nats_R, tokens_R.astype(np.float64)))
         return np.asarray(np.mean(per_group, axis=0))
 
 
-def totals(readings: Readings, windows: Windows, *, by_domain: bool, after_switch: bool = False) -> Totals:
-    """Totals over all predicted tokens, or over the first 16 after a switch."""
+def totals(
+    readings: Readings, windows: Windows, *, by_domain: bool, after_switch: bool = False, skip: int = 0
+) -> Totals:
+    """Totals over all predicted tokens but the first `skip`, or over the first 16 after a switch."""
     counted_BT = windows.counted
-    if after_switch:
+    counted_BT[:, :skip] = False
+    if after_switch and windows.switch_at is not None:
         positions_T = np.arange(1, counted_BT.shape[1] + 1)
-        counted_BT = counted_BT & (positions_T >= SWITCH_AT) & (positions_T < SWITCH_AT + AFTER_SWITCH)
+        counted_BT = counted_BT & (positions_T >= windows.switch_at) & (positions_T < windows.switch_at + AFTER_SWITCH)
     groups_B = windows.first_domains if by_domain else np.zeros(len(windows), dtype=np.int64)
     return Totals((readings.nats_BT * counted_BT).sum(axis=1), counted_BT.sum(axis=1), groups_B)
 
@@ -70,9 +74,16 @@ def compare(systems: Mapping[str, Totals]) -> dict[str, dict[str, Interval]]:
     losses = {name: total.loss(picks_RB) for name, total in systems.items()}
     base_R, oracle_R = losses["base"], losses["oracle"]
     return {
-        name: {"loss": interval(loss_R), "kept": interval((base_R - loss_R) / (base_R - oracle_R))}
+        name: {"loss": interval(loss_R), "kept": interval(_share(base_R - loss_R, base_R - oracle_R))}
         for name, loss_R in losses.items()
     }
+
+
+def _share(part_R: np.ndarray, whole_R: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to have a share of."""
+    share_R = np.full_like(whole_R, np.nan)
+    np.divide(part_R, whole_R, out=share_R, where=whole_R != 0)
+    return share_R
 
 
 def difference(first: Totals, second: Totals) -> Interval:

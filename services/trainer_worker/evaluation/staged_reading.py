@@ -1,0 +1,72 @@
+"""Readings that survive an interruption: a system that has been read is not read again."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from services.trainer_worker.evaluation.systems import BATCH, Readings, Weigh, read
+from services.trainer_worker.evaluation.windows import Windows
+from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
+from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
+
+
+class StagedReading:
+    """Reads systems one after the other and keeps each one's losses in `folder`, whole or not at all.
+
+    A step is a batch. Raises TrainingStopped within a batch of `should_stop()`.
+    """
+
+    def __init__(
+        self,
+        ensemble: ExpertEnsemble,
+        folder: Path,
+        *,
+        total_steps: int,
+        on_progress: Callable[[TrainingProgress], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._ensemble = ensemble
+        self._folder = folder
+        self._total_steps = total_steps
+        self._on_progress = on_progress
+        self._should_stop = should_stop
+        self._step = 0
+        self._num_tokens = 0
+        self._clock: StepClock | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, stage: str, system: str, windows: Windows, weigh: Weigh) -> Readings:
+        """The system's readings of these windows. `stage` and `system` name them: the same names, the same readings."""
+        file = self._folder / f"{stage}-{system}.npz"
+        if file.exists():
+            self._step += -(-len(windows) // BATCH)
+            with np.load(file) as kept:
+                return Readings(kept["nats_BT"], weigh(windows).float().numpy(), float(kept["tokens_per_s"]))
+        self._clock = self._clock or StepClock(self._step)
+        started_at, tokens_before = time.monotonic(), self._num_tokens
+        readings = read(self._ensemble, windows, weigh, on_batch=lambda num: self._count(num, system))
+        num_read = self._num_tokens - tokens_before
+        tokens_per_s = num_read / max(time.monotonic() - started_at, 1e-9)
+        half_written = file.with_suffix(".partial")
+        with half_written.open("wb") as target:
+            np.savez(target, nats_BT=readings.nats_BT, tokens_per_s=tokens_per_s)
+        half_written.rename(file)
+        return Readings(readings.nats_BT, readings.weights_BTE, tokens_per_s)
+
+    def _count(self, num_tokens: int, system: str) -> None:
+        assert self._clock is not None
+        if self._should_stop():
+            raise TrainingStopped("the evaluation was stopped")
+        self._step += 1
+        self._num_tokens += num_tokens
+        self._on_progress(
+            TrainingProgress(
+                f"reading: {system}",
+                step=self._step,
+                total_steps=self._total_steps,
+                seconds_left=self._clock.seconds_left(self._step, self._total_steps),
+                num_tokens=self._num_tokens,
+            )
+        )

@@ -48,6 +48,7 @@ bench: $(READY)  ## Measure speed and memory against peers and limits (long; wri
 	$(BIN)/python -m benchmarks.many_experts
 	$(BIN)/python -m benchmarks.adapter_loading
 	$(BIN)/python -m benchmarks.hop
+	$(BIN)/python -m benchmarks.kill_cycles
 
 clean:  ## Remove caches, the state folder and the virtual environment
 	@if [ -x $(BIN)/adaptive-moe ]; then $(BIN)/adaptive-moe down --erase; fi

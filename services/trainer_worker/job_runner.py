@@ -20,7 +20,7 @@ from services.trainer_worker.failure_reasons import failure_reason
 from services.trainer_worker.job_context import JobContext, JobFolder, JobLog
 from services.trainer_worker.kinds import Handler, Publish, handler_of
 from services.trainer_worker.progress import TrainingStopped
-from services.trainer_worker.pulse import Pulse, with_patience
+from services.trainer_worker.pulse import DATABASE_AWAY, Pulse, with_patience
 
 log = get_logger(__name__)
 
@@ -78,6 +78,9 @@ class JobRunner:
             self._stopped(context, pulse)
         except LeaseLost:
             log.warning("the job is another worker's now")
+        except DATABASE_AWAY:
+            # No fault of the job's: its lease runs out, and the next attempt goes on from what is on disk.
+            log.warning("the database went away under the job; it is run again", exc_info=True)
         except Exception as error:
             log.exception("job failed")
             self._failed(context, pulse, error)

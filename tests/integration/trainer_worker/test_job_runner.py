@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.local_stack.ports import free_port
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
 from services.shared.errors import Conflict, InvalidDataset
-from services.shared.jobs import claim_job, create_job, find_job, list_events, request_cancel, request_pause
+from services.shared.jobs import claim_job, create_job, find_job, list_events, reap_jobs, request_cancel, request_pause
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
@@ -208,6 +210,27 @@ class TestStop:
 
         assert len(runs) == 1
         assert row.attempt == 1
+
+
+class TestDatabaseAway:
+    def test_under_the_job_itself_leaves_it_to_the_next_attempt(
+        self, run: Run, sessions: sessionmaker[Session], settings: Settings, job_id: str
+    ) -> None:
+        nobody = create_engine(f"postgresql+psycopg://a:b@127.0.0.1:{free_port()}/none")
+
+        def handler(context: JobContext) -> Publish:
+            (context.folder.work / "checkpoint").write_text("kept")
+            nobody.connect()
+            raise AssertionError
+
+        row = run(handler)
+
+        assert (row.status, row.error) == (JobStatus.RUNNING, None)
+        with sessions.begin() as session:
+            find_job(session, job_id).lease_expires_at = row.created_at
+        with sessions.begin() as session:
+            assert reap_jobs(session, max_attempts=3).requeued == (job_id,)
+        assert (Storage(settings.storage.root).job_folder(job_id) / "work" / "checkpoint").exists()
 
 
 class TestFailure:

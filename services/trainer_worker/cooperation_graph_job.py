@@ -76,6 +76,11 @@ def _experts(release: Released, spec: CooperationGraphJobSpec) -> list[tuple[str
                 param=field,
             )
     chosen = [(name, folder) for name, folder in release.experts if name in (spec.experts or known)]
+    if unused := [name for name in spec.training_files if name not in dict(chosen)]:
+        raise InvalidRequest(
+            f"The graph is not over {', '.join(unused)}: name them under experts, or give their text as mixed_files.",
+            param="training_files",
+        )
     if len(chosen) < 2:
         raise InvalidRequest("A graph is between experts: it needs two or more.", param="experts")
     return chosen

@@ -177,3 +177,40 @@ def test_a_release_is_trained_moved_and_taken_back_from_the_command_line(
     assert answer.strip() == generate(demo_stack, prompt, max_new_tokens=8)["generated_text"].strip()
     assert back["id"] == before["id"]
     assert "0 B would be removed" in run("storage", "gc")
+
+
+def test_evaluate_the_active_release_and_read_the_report(demo_stack: httpx.Client) -> None:
+    names = ("code", "math")
+    items = {name: DOMAINS[name].generate(3, 24, "held_out") for name in names}
+    files = {
+        name: upload(
+            demo_stack, f"{name}.jsonl", "\n".join(json.dumps({"text": item.text}) for item in items[name]).encode()
+        )
+        for name in names
+    }
+
+    job_id = submit(
+        demo_stack,
+        {
+            "kind": "evaluation",
+            "held_out": files,
+            "seeds": [0],
+            "max_documents": 8,
+            "max_switching_documents": 8,
+            "max_tokens": 64,
+            "thresholds": [0.1],
+            "top_ks": [],
+            "without_each": False,
+        },
+    )
+    job = wait_for(demo_stack, job_id)
+
+    assert job["status"] == "succeeded", job["error"]
+    listed = {entry["path"] for entry in demo_stack.get(f"/jobs/{job_id}/artifacts").json()["data"]}
+    assert {"report/report.md", "report/report.json", "report/kept.png"} <= listed
+    report = demo_stack.get(f"/jobs/{job_id}/artifacts/report/report.md").text
+    assert report.startswith(f"# Evaluation of {job['result']['release']}")
+    release = demo_stack.get(f"/releases/{job['result']['release']}").json()
+    assert release["evaluation"] == job["result"]["evaluation"]
+    assert set(release["evaluation"]["losses"]) == set(names)
+    assert job["result"]["figures"]["kept_later"]["mean"] > 0.8

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.shared.errors import InvalidRequest
-from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, ReleaseId, Spec
+from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, ReleaseId, Spec, refuse_repeated
 from services.shared.vocabulary import JobKind
 
 
@@ -71,5 +71,11 @@ class CooperationGraphJobSpec(JobSpecBase):
             )
         if self.create_release and self.experts is not None:
             raise InvalidRequest("create_release needs all experts of the release: leave experts out.", param="experts")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InvalidRequest("seeds names a value twice.", param="seeds")
+        numbers = self.hyperparameters
+        if numbers.batch_size > numbers.num_test_documents:
+            raise InvalidRequest(
+                f"batch_size {numbers.batch_size} is more than num_test_documents {numbers.num_test_documents}: graphs "
+                "are judged on whole batches.",
+                param="hyperparameters.batch_size",
+            )
+        refuse_repeated(seeds=self.seeds, l1_sweep=self.l1_sweep, top_ks=self.top_ks)

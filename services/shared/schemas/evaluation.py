@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.shared.errors import InvalidRequest
-from services.shared.schemas.job_spec import FileId, JobSpecBase, ReleaseId
+from services.shared.schemas.job_spec import FileId, JobSpecBase, ReleaseId, refuse_repeated
 from services.shared.vocabulary import JobKind
 
 DomainName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -51,7 +50,4 @@ class EvaluationJobSpec(JobSpecBase):
 
     def check(self) -> None:
         """Nothing twice."""
-        for field in ("thresholds", "top_ks", "seeds"):
-            values = getattr(self, field)
-            if len(set(values)) < len(values):
-                raise InvalidRequest(f"{field} names a value twice.", param=field)
+        refuse_repeated(thresholds=self.thresholds, top_ks=self.top_ks, seeds=self.seeds)

@@ -1,9 +1,11 @@
 """What the specifications of all kinds of jobs have in common."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.shared.errors import InvalidRequest
 from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobQueue
 
 ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
@@ -58,3 +60,10 @@ class JobSpecBase(Spec):
 
     def check(self) -> None:
         """Raise InvalidRequest for fields that contradict each other."""
+
+
+def refuse_repeated(**values: Sequence[float]) -> None:
+    """Raise InvalidRequest naming the first field that holds a value twice."""
+    for field, given in values.items():
+        if len(set(given)) < len(given):
+            raise InvalidRequest(f"{field} names a value twice.", param=field)

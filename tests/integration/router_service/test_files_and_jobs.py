@@ -235,6 +235,8 @@ class TestSubmission:
             ({**graph, "training_files": {}}, "training_files"),
             ({**graph, "create_release": True, "controls": False}, "controls"),
             ({**graph, "l1": -1}, "l1"),
+            ({**graph, "l1_sweep": [1, 1]}, "l1_sweep"),
+            ({**graph, "hyperparameters": {"batch_size": 512}}, "hyperparameters.batch_size"),
         ):
             with subtests.test(str(job)):
                 assert error_of(client.post("/jobs", json=job), 400)["param"] == param

@@ -505,13 +505,26 @@ class TestCooperationGraph:
         assert set(row.result["gains_over"]) == {"no graph"}
         assert row.result["beats_controls"] is False
 
+    @pytest.mark.parametrize(
+        ("fields", "complaint"),
+        [
+            ({"training_files": ["sums", "poems"]}, "has no expert poems: its experts are sums, plays"),
+            ({"training_files": ["sums"], "experts": ("sums", "poems")}, "has no expert poems"),
+        ],
+        ids=["by their text", "by name"],
+    )
     def test_over_experts_of_another_release_is_refused(
-        self, learn: Callable[..., JobRow], release: ReleaseRow, held_out: dict[str, str]
+        self,
+        learn: Callable[..., JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        fields: dict[str, Any],
+        complaint: str,
     ) -> None:
-        row = learn(training_files={"sums": held_out["sums"], "poems": held_out["plays"]})
+        row = learn(**fields | {"training_files": dict.fromkeys(fields["training_files"], held_out["sums"])})
 
         assert row.error is not None
-        assert "has no expert poems: its experts are sums, plays" in row.error["message"]
+        assert complaint in row.error["message"]
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

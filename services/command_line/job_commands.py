@@ -9,14 +9,14 @@ import typer
 
 from services.command_line.completion import complete_jobs
 from services.command_line.connection import AfterOption, JsonOption, LimitOption, UrlOption, connected, listing
+from services.command_line.download import download_artifacts
 from services.command_line.errors import BadInput
+from services.command_line.fields import SettingsOption, pairs, put, value_of
 from services.command_line.file_commands import send_file
-from services.command_line.job_watch import watch_job
-from services.command_line.output import moment, print_fields, print_json, print_page
+from services.command_line.job_watch import GIVE_UP_S, watch_job
+from services.command_line.output import moment, print_fields, print_json, print_page, short, size
 
 jobs_app = typer.Typer(no_args_is_help=True, help="Train experts, make routers, and see how far they are.")
-
-_GIVE_UP_S = 120.0
 
 JobArgument = Annotated[str, typer.Argument(help="Id of a job: see `jobs list`.", autocompletion=complete_jobs)]
 GiveUpOption = Annotated[float, typer.Option(min=0.0, help="Seconds without any answer after which to stop trying.")]
@@ -28,12 +28,7 @@ def submit(  # noqa: PLR0913 - ways to say what the job is
         str | None, typer.Argument(help="A JSON file with the job's specification, `-` for the standard input.")
     ] = None,
     *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="FIELD=VALUE", help="A field, over that of the file: `hyperparameters.max_steps=60`."
-        ),
-    ] = None,
+    settings: SettingsOption = None,
     uploads: Annotated[
         list[str] | None,
         typer.Option("--upload", metavar="FIELD=PATH", help="Upload a file and name it: `training_file=chess.jsonl`."),
@@ -47,10 +42,10 @@ def submit(  # noqa: PLR0913 - ways to say what the job is
     """Submit a job; prints its id."""
     with connected(url) as api:
         body = _specification(spec)
-        for field, path in _pairs(uploads, option="--upload"):
-            _put(body, field, send_file(api, Path(path), purpose="fine-tune", quiet=as_json)["id"])
-        for field, value in _pairs(settings, option="--set"):
-            _put(body, field, _value(value))
+        for field, path in pairs(uploads, option="--upload"):
+            put(body, field, send_file(api, Path(path), purpose="fine-tune", quiet=as_json)["id"])
+        for field, value in pairs(settings, option="--set"):
+            put(body, field, value_of(value))
         if dry_run:
             body["dry_run"] = True
         job = api.post("/jobs", body, headers={"idempotency-key": key} if key else None)
@@ -59,7 +54,7 @@ def submit(  # noqa: PLR0913 - ways to say what the job is
         elif dry_run:
             print_fields(job)
         elif watch:
-            watch_job(api, job["id"], as_json=as_json, give_up_after_s=_GIVE_UP_S)
+            watch_job(api, job["id"], as_json=as_json, give_up_after_s=GIVE_UP_S)
         else:
             typer.echo(job["id"])
 
@@ -96,7 +91,7 @@ def show(job_id: JobArgument, *, url: UrlOption = None, as_json: JsonOption = Fa
 
 @jobs_app.command()
 def watch(
-    job_id: JobArgument, *, give_up_after: GiveUpOption = _GIVE_UP_S, url: UrlOption = None, as_json: JsonOption = False
+    job_id: JobArgument, *, give_up_after: GiveUpOption = GIVE_UP_S, url: UrlOption = None, as_json: JsonOption = False
 ) -> None:
     """Follow a job to its end, through broken connections too. Exit code 1 unless it succeeds."""
     with connected(url) as api:
@@ -119,6 +114,26 @@ def pause(job_id: JobArgument, *, url: UrlOption = None, as_json: JsonOption = F
 def resume(job_id: JobArgument, *, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Queue a paused job again: it goes on exactly where it was."""
     _change(url, job_id, "resume", as_json=as_json)
+
+
+@jobs_app.command()
+def artifacts(
+    job_id: JobArgument,
+    *,
+    folder: Annotated[Path | None, typer.Option("--out", help="Download them into this folder.")] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a job has made, or download all of it."""
+    with connected(url) as api:
+        answer = api.get(f"/jobs/{job_id}/artifacts")
+        if folder is not None:
+            download_artifacts(api, job_id, folder, quiet=as_json)
+        if as_json:
+            print_json(answer)
+        else:
+            rows = [(entry["path"], size(entry["num_bytes"]), short(entry["sha256"])) for entry in answer["data"]]
+            print_page(answer, ("path", "size", "digest"), rows)
 
 
 @jobs_app.command()
@@ -184,29 +199,3 @@ def _specification(source: str | None) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise BadInput(f"{source} is not a JSON object: a job's specification is one.")
     return spec
-
-
-def _pairs(given: list[str] | None, *, option: str) -> list[tuple[str, str]]:
-    parted = [(text, *text.partition("=")) for text in given or ()]
-    for text, field, equals, _ in parted:
-        if not field or not equals:
-            raise BadInput(f"{option} {text}: write it as FIELD=VALUE.")
-    return [(field, value) for _, field, _, value in parted]
-
-
-def _put(body: dict[str, Any], field: str, value: object) -> None:
-    """Set `a.b` of a nested object."""
-    *parents, last = field.split(".")
-    for name in parents:
-        body = body.setdefault(name, {})
-        if not isinstance(body, dict):
-            raise BadInput(f"{field}: {name} is a value and has no fields.")
-    body[last] = value
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -14,6 +14,8 @@ from services.command_line.errors import JobUnsuccessful
 from services.command_line.event_stream import follow_job
 from services.command_line.output import moment
 
+GIVE_UP_S: Final = 120.0
+"""Without any answer."""
 _COLOURS: Final = {"warn": "yellow", "error": "red"}
 
 

@@ -1,5 +1,6 @@
 """The whole command line: the local stack's commands, and those that speak to a router service anywhere."""
 
+from services.command_line.evaluate_command import evaluate
 from services.command_line.expert_commands import experts_app
 from services.command_line.file_commands import files_app
 from services.command_line.generate_command import generate
@@ -11,6 +12,7 @@ from services.local_stack.cli import app
 __all__ = ["app"]
 
 app.command()(generate)
+app.command()(evaluate)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(experts_app, name="experts")
 app.add_typer(files_app, name="files")

@@ -1,6 +1,5 @@
 """`adaptive-moe releases …`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +8,9 @@ import typer
 from services.command_line.api_client import ApiClient
 from services.command_line.completion import complete_experts, complete_releases
 from services.command_line.connection import AfterOption, JsonOption, LimitOption, UrlOption, connected, listing
-from services.command_line.errors import BadInput, Unreachable
+from services.command_line.download import download
 from services.command_line.file_commands import send_files
-from services.command_line.output import moment, print_fields, print_json, print_page, short, transfer
+from services.command_line.output import moment, print_fields, print_json, print_page, short
 from services.command_line.release_comparison import comparison_lines
 
 releases_app = typer.Typer(no_args_is_help=True, help="What is served together: made, activated, taken back, moved.")
@@ -126,7 +125,7 @@ def export_release(
     """Write a release with everything that it takes into one archive."""
     path = to or Path(f"{release_id}.tar")
     with connected(url) as api:
-        num_bytes = _download(api, f"/releases/{release_id}/export", path, quiet=as_json)
+        num_bytes = download(api, f"/releases/{release_id}/export", path, quiet=as_json)
         if as_json:
             print_json({"id": release_id, "path": str(path), "num_bytes": num_bytes})
         else:
@@ -156,28 +155,6 @@ def _activated(api: ApiClient, release: dict[str, Any], *, activate: bool) -> di
 
 def _if_active(release_id: str | None) -> dict[str, str]:
     return {} if release_id is None else {"if_active": release_id}
-
-
-def _download(api: ApiClient, path: str, target: Path, *, quiet: bool) -> int:
-    """The bytes of an answer as a file, which is there when all of it is."""
-    part = target.with_name(f"{target.name}.part")
-    num_bytes = 0
-    try:
-        with api.stream("GET", path) as response, transfer(quiet=quiet) as progress, part.open("wb") as file:
-            expected = int(response.headers["content-length"])
-            task = progress.add_task(target.name, total=expected)
-            for chunk in response.iter_bytes():
-                file.write(chunk)
-                num_bytes += len(chunk)
-                progress.update(task, completed=num_bytes)
-        if num_bytes != expected:
-            raise Unreachable(f"{path} broke off after {num_bytes} of {expected} bytes: try again.")
-        os.replace(part, target)
-    except OSError as error:
-        raise BadInput(f"{target} cannot be written: {error.strerror}.") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return num_bytes
 
 
 def _print_release(release: dict[str, Any], *, as_json: bool) -> None:

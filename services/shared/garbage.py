@@ -49,9 +49,8 @@ def find_garbage(session: Session, storage: Storage, *, grace_s: float, with_unu
     horizon = time.time() - grace_s
     needed = _named_in_rows(session)
     unneeded = [digest for digest in storage.published_before(horizon) if digest not in needed]
-    artifacts = [Piece(digest, num_bytes_in(storage.artifacts / digest)) for digest in unneeded]
-    orphans = _orphans(session, storage, horizon)
-    uploads = [Piece(path.name, path.stat().st_size) for path in orphans]
+    artifacts = list(_pieces(storage.artifacts / digest for digest in unneeded))
+    uploads = list(_pieces(_orphans(session, storage, horizon)))
     if with_unused_files:
         uploads += [Piece(row.id, row.num_bytes) for row in _unused_files(session, horizon)]
     return Garbage(tuple(artifacts), tuple(uploads))
@@ -104,10 +103,23 @@ def _orphans(session: Session, storage: Storage, horizon: float) -> list[Path]:
     return [path for path in found if path.name not in known]
 
 
+def _pieces(paths: Iterable[Path]) -> Iterable[Piece]:
+    """What is there of it; somebody may be removing it at this moment."""
+    for path in paths:
+        try:
+            num_bytes = num_bytes_in(path) if path.is_dir() else path.stat().st_size
+        except FileNotFoundError:
+            continue
+        yield Piece(path.name, num_bytes)
+
+
 def _remove(paths: Sequence[Path]) -> Iterable[Piece]:
     for path in paths:
-        num_bytes = path.stat().st_size
-        path.unlink(missing_ok=True)
+        try:
+            num_bytes = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:  # another collector was quicker
+            continue
         yield Piece(path.name, num_bytes)
 
 

@@ -48,6 +48,14 @@ def _touch(path: Path) -> float:
     return path.stat().st_mtime
 
 
+def _is_older(path: Path, horizon: float) -> bool:
+    """False also for what somebody else has just removed."""
+    try:
+        return path.stat().st_mtime < horizon
+    except FileNotFoundError:
+        return False
+
+
 def num_bytes_in(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -136,7 +144,7 @@ class Storage:
 
     def published_before(self, horizon: float) -> list[str]:
         """The digests of artifacts that were last published before `horizon`, in seconds since the epoch."""
-        names = (entry.name for entry in self.artifacts.iterdir() if entry.stat().st_mtime < horizon)
+        names = (entry.name for entry in self.artifacts.iterdir() if _is_older(entry, horizon))
         return sorted(name for name in names if re.fullmatch(DIGEST_PATTERN, name))
 
     def discard(self, digest: str, *, published_before: float, is_needed: Callable[[], bool]) -> int:
@@ -155,7 +163,7 @@ class Storage:
     def uploads_before(self, horizon: float) -> list[Path]:
         """Bytes of uploads, whole or broken off, that were written before `horizon`."""
         found = (path for path in self.uploads.iterdir() if re.fullmatch(UPLOAD_ID_PATTERN, path.stem))
-        return sorted(path for path in found if path.is_file() and path.stat().st_mtime < horizon)
+        return sorted(path for path in found if path.is_file() and _is_older(path, horizon))
 
     @contextmanager
     def _lock(self, kind: int) -> Iterator[None]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,18 +141,21 @@ def test_one_expert_a_set_and_none_can_be_forced(demo_stack: httpx.Client) -> No
     assert none == {"base": pytest.approx(1.0)}
 
 
+def run_command(stack: httpx.Client, *arguments: str, stdin: str = "") -> str:
+    """What `adaptive-moe` with these arguments prints, speaking to `stack`."""
+    command = [sys.executable, "-m", "services.command_line", *arguments]
+    environment = {**os.environ, "AMOE_URL": str(stack.base_url), "COLUMNS": "200"}
+    result = subprocess.run(
+        command, input=stdin, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, f"{arguments}: {result.stderr}"
+    return result.stdout
+
+
 def test_a_release_is_trained_moved_and_taken_back_from_the_command_line(
     demo_stack: httpx.Client, tmp_path: Path
 ) -> None:
-    def run(*arguments: str, stdin: str = "") -> str:
-        command = [sys.executable, "-m", "services.command_line", *arguments]
-        environment = {**os.environ, "AMOE_URL": str(demo_stack.base_url), "COLUMNS": "200"}
-        result = subprocess.run(
-            command, input=stdin, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert result.returncode == 0, f"{arguments}: {result.stderr}"
-        return result.stdout
-
+    run = partial(run_command, demo_stack)
     archive, lines = str(tmp_path / "release.tar"), tmp_path / "sums.jsonl"
     items = DOMAINS["math"].generate(5, 40, "train")
     examples = [{"prompt": item.prompt, "completion": item.completion} for item in items]
@@ -179,37 +183,25 @@ def test_a_release_is_trained_moved_and_taken_back_from_the_command_line(
     assert "0 B would be removed" in run("storage", "gc")
 
 
-def test_evaluate_the_active_release_and_read_the_report(demo_stack: httpx.Client) -> None:
-    names = ("code", "math")
-    items = {name: DOMAINS[name].generate(3, 24, "held_out") for name in names}
-    files = {
-        name: upload(
-            demo_stack, f"{name}.jsonl", "\n".join(json.dumps({"text": item.text}) for item in items[name]).encode()
-        )
-        for name in names
-    }
+def test_evaluate_the_active_release_and_read_the_report(demo_stack: httpx.Client, tmp_path: Path) -> None:
+    names, report = ("code", "math"), tmp_path / "report"
+    for name in names:
+        lines = [json.dumps({"text": item.text}) + "\n" for item in DOMAINS[name].generate(3, 24, "held_out")]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    small = {"max_documents": 8, "max_switching_documents": 8, "max_tokens": 64, "thresholds": [0.1], "top_ks": []}
+    settings = {**small, "seeds": [0], "without_each": False}
 
-    job_id = submit(
+    run_command(
         demo_stack,
-        {
-            "kind": "evaluation",
-            "held_out": files,
-            "seeds": [0],
-            "max_documents": 8,
-            "max_switching_documents": 8,
-            "max_tokens": 64,
-            "thresholds": [0.1],
-            "top_ks": [],
-            "without_each": False,
-        },
+        "evaluate",
+        *(f"{name}={tmp_path / name}.jsonl" for name in names),
+        *(part for field, value in settings.items() for part in ("--set", f"{field}={json.dumps(value)}")),
+        *("--out", str(report)),
     )
-    job = wait_for(demo_stack, job_id)
 
-    assert job["status"] == "succeeded", job["error"]
-    listed = {entry["path"] for entry in demo_stack.get(f"/jobs/{job_id}/artifacts").json()["data"]}
-    assert {"report/report.md", "report/report.json", "report/kept.png"} <= listed
-    report = demo_stack.get(f"/jobs/{job_id}/artifacts/report/report.md").text
-    assert report.startswith(f"# Evaluation of {job['result']['release']}")
+    job = demo_stack.get("/jobs?kind=evaluation&limit=1").json()["data"][0]
+    assert {"report.md", "report.json", "kept.png"} <= {path.name for path in (report / "report").iterdir()}
+    assert (report / "report" / "report.md").read_text().startswith(f"# Evaluation of {job['result']['release']}")
     release = demo_stack.get(f"/releases/{job['result']['release']}").json()
     assert release["evaluation"] == job["result"]["evaluation"]
     assert set(release["evaluation"]["losses"]) == set(names)

@@ -10,6 +10,7 @@ one training.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -38,7 +39,8 @@ from services.local_stack.valkey import open_valkey
 from services.shared.config import Settings
 from services.shared.database.rows import ExpertVersionRow, FileRow, JobRow
 from services.shared.database.session import migrate, session_factory
-from services.shared.jobs import create_job, find_job, list_events
+from services.shared.job_events import list_events
+from services.shared.jobs import create_job, find_job
 from services.shared.queue import celery_client, enqueue_job
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
 from services.shared.storage import Storage
@@ -231,7 +233,13 @@ def upload(sessions: sessionmaker[Session], settings: Settings) -> str:
     text = "\n".join(lines)
     Storage(settings.storage.root).upload(file_id).write_text(text)
     with sessions.begin() as session:
-        row = FileRow(id=file_id, purpose="fine-tune", filename="sums.jsonl", num_bytes=len(text), sha256="0" * 64)
+        row = FileRow(
+            id=file_id,
+            purpose="fine-tune",
+            filename="sums.jsonl",
+            num_bytes=len(text),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+        )
         session.add(row)
     return file_id
 
@@ -242,10 +250,10 @@ def one_kill(arena: Arena, cycle: int, job_id: str, chance: random.Random) -> Ki
     at_step = chance.randrange(1, NUM_STEPS)
     conditions: dict[str, Callable[[JobRow], bool]] = {
         "queued": lambda _: True,
-        "claimed": lambda row: row.status == JobStatus.RUNNING,
+        "claimed": lambda row: JobStatus(row.status).is_held,
         "training": lambda row: row.step >= at_step,
         "publishing": lambda row: row.phase == "publishing",
-        "at random": lambda row: row.status == JobStatus.RUNNING,
+        "at random": lambda row: JobStatus(row.status).is_held,
     }
     arena.wait(job_id, conditions[moment])
     if moment == "at random":
@@ -254,7 +262,7 @@ def one_kill(arena: Arena, cycle: int, job_id: str, chance: random.Random) -> Ki
     killed_at = time.monotonic()
     arena.servers[victim].kill()
     seconds = None
-    if victim == "worker" and row.status == JobStatus.RUNNING:
+    if victim == "worker" and JobStatus(row.status).is_held:
         attempt = row.attempt
         arena.wait(job_id, lambda now: now.attempt > attempt)
         if arena.row(job_id).attempt > attempt:
@@ -277,7 +285,7 @@ def check(arena: Arena, jobs: list[str]) -> list[str]:
             if [version.digest for version in versions] != [row.result["digest"]]:
                 faults.append(f"{job_id} published {len(versions)} versions")
             events = [event.data["status"] for event in list_events(session, job_id) if event.type == "status"]
-            if events.count("succeeded") != 1 or events.count("running") != row.attempt:
+            if events.count("succeeded") != 1 or events.count("validating") != row.attempt:
                 faults.append(f"{job_id} has {row.attempt} attempts, but its events are {events}")
             if weights(storage, row) != reference:
                 faults.append(f"{job_id} has other weights than an uninterrupted training")

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -19,6 +19,7 @@ from services.command_line.output import moment, print_fields, print_json, print
 jobs_app = typer.Typer(no_args_is_help=True, help="Train experts, make routers, and see how far they are.")
 
 JobArgument = Annotated[str, typer.Argument(help="Id of a job: see `jobs list`.", autocompletion=complete_jobs)]
+_HELD: Final = ("validating", "running")
 GiveUpOption = Annotated[float, typer.Option(min=0.0, help="Seconds without any answer after which to stop trying.")]
 
 
@@ -162,7 +163,7 @@ def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(job)
         return
-    asked = [name for name in ("cancel", "pause") if job.get(f"{name}_requested") and job["status"] == "running"]
+    asked = [name for name in ("cancel", "pause") if job.get(f"{name}_requested") and job["status"] in _HELD]
     print_fields(
         {
             "id": job["id"],

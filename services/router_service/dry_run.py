@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from services.router_service.dataset_report import Survey
 from services.router_service.schemas.dry_run import DryRun
-from services.router_service.training_cost import BaseShape, MeasuredRate, Work, estimate
+from services.router_service.training_cost import MeasuredRate, Work, estimate
+from services.shared.base_shape import BaseShape
 from services.shared.database.rows import JobRow
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase

@@ -28,6 +28,7 @@ from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
 from services.shared.vocabulary import BASE, JobStatus
 
 _DEFAULTS: Final = ExpertHyperparameters()
+_STATUSES: Final = {JobStatus.VALIDATING.value: "validating_files"}
 _OPENAI_METRICS: Final = {"loss": "train_loss", "eval_loss": "valid_loss"}
 
 
@@ -75,7 +76,7 @@ def shown_job(row: JobRow, *, base: str) -> FineTuningJob:
             "estimated_finish": _estimated_finish(row.seconds_left) if is_running else None,
             "model": base,
             "fine_tuned_model": fine_tuned_model(base, spec.name, row.id) if row.result else None,
-            "status": row.status,
+            "status": _STATUSES.get(row.status, row.status),
             "hyperparameters": trained_with,
             "method": MethodUsed(supervised=SupervisedTrainedWith(hyperparameters=trained_with)),
             "training_file": spec.training_file,

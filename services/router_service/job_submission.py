@@ -1,7 +1,7 @@
 """From a job's specification to a queued row and a message: checked first, committed, then announced."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,15 +13,16 @@ from services.router_service.dataset_report import Survey, survey
 from services.router_service.dry_run import Ground, dry_run, measured_rate
 from services.router_service.schemas.dry_run import DryRun
 from services.router_service.schemas.registry import release_number
-from services.router_service.training_cost import BaseShape
 from services.router_service.transactions import Transactions
-from services.shared import jobs
+from services.shared import job_control, jobs
+from services.shared.base_shape import BaseShape
 from services.shared.config import Settings
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import InvalidDataset, NotFound, Overloaded
 from services.shared.queue import enqueue_job
 from services.shared.registry import find_release, latest_versions
 from services.shared.schemas.job_spec import JobSpecBase
+from services.shared.schemas.sequences import BaseModelInfo
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
 from services.shared.tokenizer import Tokenizer
@@ -35,13 +36,21 @@ class JobSubmission:
     """Checks what a job needs, makes its row, and tells the workers."""
 
     def __init__(
-        self, transactions: Transactions, storage: Storage, queue: Celery, tokenizer: Tokenizer, settings: Settings
+        self,
+        transactions: Transactions,
+        storage: Storage,
+        queue: Celery,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        *,
+        hosted_base: Callable[[], BaseModelInfo | None],
     ) -> None:
         self._transactions = transactions
         self._storage = storage
         self._queue = queue
         self._tokenizer = tokenizer
         self._base_model = settings.base_model
+        self._hosted_base = hosted_base
         self._max_unfinished = settings.router_service.max_unfinished_jobs
 
     async def submit(self, spec: JobSpecBase, *, idempotency_key: str | None) -> JobRow:
@@ -57,15 +66,21 @@ class JobSubmission:
         for field, row in files.items():
             await asyncio.to_thread(self._read_through, field, row, is_text=spec.files_are_text)
         default_queue = self._queue.conf.task_default_queue
+        hosted = self._hosted_base()
         job = await self._transactions.run(
-            _create, spec, idempotency_key, default_queue=default_queue, max_unfinished=self._max_unfinished
+            _create,
+            spec,
+            idempotency_key,
+            default_queue=default_queue,
+            base_fingerprint=hosted.fingerprint if hosted is not None else None,
+            max_unfinished=self._max_unfinished,
         )
         await self._tell_workers(job)
         return job
 
     async def resume(self, job_id: str) -> JobRow:
         """The paused job, queued again. Raises NotFound, and Conflict for a job that is not paused."""
-        job = await self._transactions.run(jobs.resume_job, job_id)
+        job = await self._transactions.run(job_control.resume_job, job_id)
         await self._tell_workers(job)
         return job
 
@@ -145,7 +160,13 @@ def _find_file(session: Session, field: str, file_id: str) -> FileRow:
 
 
 def _create(
-    session: Session, spec: JobSpecBase, idempotency_key: str | None, *, default_queue: str, max_unfinished: int
+    session: Session,
+    spec: JobSpecBase,
+    idempotency_key: str | None,
+    *,
+    default_queue: str,
+    base_fingerprint: str | None,
+    max_unfinished: int,
 ) -> JobRow:
     # The lock makes a repeated request, come while the first is here, find the first's job.
     if idempotency_key is not None:
@@ -155,7 +176,7 @@ def _create(
             return known
     _check_spec(session, spec)
     _check_limit(session, spec.user, max_unfinished)
-    row = jobs.create_job(session, spec, default_queue=default_queue)
+    row = jobs.create_job(session, spec, default_queue=default_queue, base_fingerprint=base_fingerprint)
     row.idempotency_key = idempotency_key
     session.flush()
     return row

@@ -202,7 +202,7 @@ def _connect(
         fine_tuned=FineTunedModels(transactions),
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=queue,
-        submission=JobSubmission(transactions, storage, queue, tokenizer, settings),
+        submission=JobSubmission(transactions, storage, queue, tokenizer, settings, hosted_base=lambda: replicas.base),
     )
 
 

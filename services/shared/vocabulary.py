@@ -97,6 +97,7 @@ class JobStatus(StrEnum):
     """Life of a job; the last three are final."""
 
     QUEUED = "queued"
+    VALIDATING = "validating"  # a worker has it and looks whether it can be run
     RUNNING = "running"
     PAUSED = "paused"
     SUCCEEDED = "succeeded"
@@ -108,8 +109,15 @@ class JobStatus(StrEnum):
         """True when nothing can change any more."""
         return self in FINAL_JOB_STATUSES
 
+    @property
+    def is_held(self) -> bool:
+        """True while a worker has it."""
+        return self in HELD_JOB_STATUSES
+
 
 FINAL_JOB_STATUSES: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+HELD_JOB_STATUSES: Final = frozenset({JobStatus.VALIDATING, JobStatus.RUNNING})
+"""A worker has the job, under a lease."""
 
 
 def model_name(base_model: str) -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What a checkpoint, or the end of a training, holds of an adapter in PEFT's format."""
 
+KEPT_CHECKPOINTS = 3
+"""Of an expert's training: the best, the newest, and one more while the newest is being written."""
+
 _MARKER = "complete"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 

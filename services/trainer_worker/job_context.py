@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
-from services.shared.jobs import EventLevel
+from services.shared.job_events import EventLevel
 from services.shared.storage import Storage
 from services.shared.telemetry import hide_secrets
 from services.trainer_worker.checkpoints import keep_only_last, last_complete
@@ -41,6 +41,7 @@ class JobContext:
     job_id: str
     spec: Mapping[str, Any]
     attempt: int
+    base_fingerprint: str | None
     settings: Settings
     storage: Storage
     sessions: sessionmaker[Session]
@@ -52,9 +53,13 @@ class JobContext:
 
     def enter(self, phase: str) -> None:
         """Report the next phase, unless the job should stop: then raise TrainingStopped."""
+        self.stop_if_asked()
+        self.report(TrainingProgress(phase=phase, step=0, total_steps=0))
+
+    def stop_if_asked(self) -> None:
+        """Raise TrainingStopped if the job should stop."""
         if self.should_stop():
             raise TrainingStopped
-        self.report(TrainingProgress(phase=phase, step=0, total_steps=0))
 
 
 class JobFolder:

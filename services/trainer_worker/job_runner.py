@@ -12,12 +12,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
 from services.shared.errors import Conflict
-from services.shared.jobs import claim_job, claim_next_job, finish_job, hand_back_job, hold_job
+from services.shared.job_lease import begin_work, claim_job, claim_next_job, finish_job, hand_back_job, hold_job
 from services.shared.storage import Storage
 from services.shared.telemetry import bound, get_logger
 from services.shared.vocabulary import JobKind, JobStatus
 from services.trainer_worker.failure_reasons import failure_reason
 from services.trainer_worker.job_context import JobContext, JobFolder, JobLog
+from services.trainer_worker.job_validation import Validate, validate_job
 from services.trainer_worker.kinds import Handler, Publish, handler_of
 from services.trainer_worker.progress import TrainingStopped
 from services.trainer_worker.pulse import DATABASE_AWAY, Pulse, with_patience
@@ -40,7 +41,8 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True)
 class JobRunner:
-    """Runs jobs as `owner`. `handlers` names the code per kind; tests hand in their own."""
+    """Runs jobs as `owner`. `handlers` names the code per kind, `validate` what is asked before it; tests hand
+    in their own."""
 
     settings: Settings
     sessions: sessionmaker[Session]
@@ -48,6 +50,7 @@ class JobRunner:
     owner: str
     shutting_down: Callable[[], bool]
     handlers: Callable[[JobKind], Handler] = handler_of
+    validate: Validate = validate_job
 
     def run(self, job_id: str) -> None:
         """Run `job_id` to its end, if it is to be had."""
@@ -70,6 +73,8 @@ class JobRunner:
 
     def _attempt(self, context: JobContext, pulse: Pulse) -> None:
         try:
+            self.validate(context)
+            self._with_patience(partial(self._begin, context, pulse), pulse)
             kind = JobKind(self._kind_of(context))
             publish = self.handlers(kind)(context)
             context.enter("publishing")
@@ -84,6 +89,13 @@ class JobRunner:
         except Exception as error:
             log.exception("job failed")
             self._failed(context, pulse, error)
+
+    def _begin(self, context: JobContext, pulse: Pulse) -> None:
+        """From validating to running. After a flush: a phase of the validation must not be written over the next."""
+        pulse.flush()
+        with self.sessions.begin() as session:
+            if not begin_work(session, context.job_id, owner=self.owner):
+                raise LeaseLost
 
     def _publish_and_finish(self, publish: Publish, context: JobContext, pulse: Pulse) -> None:
         """Publish and finish together, or neither. Again when another change of the releases came in between."""
@@ -158,6 +170,7 @@ class JobRunner:
             job_id=row.id,
             spec=row.spec,
             attempt=row.attempt,
+            base_fingerprint=row.base_fingerprint,
             settings=self.settings,
             storage=self.storage,
             sessions=self.sessions,

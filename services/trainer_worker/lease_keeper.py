@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from services.shared.config import Settings
 from services.shared.database.session import open_engine, session_factory
-from services.shared.jobs import renew_leases
+from services.shared.job_lease import renew_leases
 from services.trainer_worker.pulse import DATABASE_AWAY
 
 

@@ -17,16 +17,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import TrainerSettings
+from services.shared.job_events import EventLevel, EventType, add_event
+from services.shared.job_lease import Lease, read_lease, record_progress, renew_lease
 from services.shared.job_metrics import record_metrics
-from services.shared.jobs import (
-    EventLevel,
-    EventType,
-    Lease,
-    add_event,
-    read_lease,
-    record_progress,
-    renew_lease,
-)
 from services.shared.schemas.jobs import JobProgress
 from services.shared.telemetry import get_logger
 from services.trainer_worker.metric_series import MetricPoint, MetricSeries

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
 from services.shared.database.session import open_engine, session_factory
-from services.shared.jobs import Reaped, reap_jobs, waiting_jobs
+from services.shared.jobs import waiting_jobs
+from services.shared.lost_jobs import Reaped, reap_jobs
 from services.shared.queue import celery_client, enqueue_job, num_waiting
 from services.shared.telemetry import configure_logging, get_logger
 from services.trainer_worker.garbage_collection import GarbageCollection

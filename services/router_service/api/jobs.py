@@ -14,9 +14,10 @@ from services.router_service.dependencies import ResourcesDep
 from services.router_service.schemas.dry_run import DryRun
 from services.router_service.schemas.listing import DEFAULT_LIMIT, After, Limit, Listing, page
 from services.router_service.transactions import Transactions
-from services.shared import jobs
+from services.shared import job_control, jobs
 from services.shared.database.rows import JobEventRow, JobRow
 from services.shared.errors import Unavailable
+from services.shared.job_events import list_events
 from services.shared.schemas.jobs import Job, JobEvent, JobProgress, JobSpec
 from services.shared.vocabulary import JobKind, JobStatus
 
@@ -70,14 +71,14 @@ async def get_job(job_id: str, resources: ResourcesDep) -> Job:
 @router.post("/{job_id}/cancel")
 async def cancel_job(job_id: str, resources: ResourcesDep) -> Job:
     """Cancel a queued or paused job at once; a running one stops within one step. 409 if it has ended."""
-    return shown(await resources.transactions.run(jobs.request_cancel, job_id))
+    return shown(await resources.transactions.run(job_control.request_cancel, job_id))
 
 
 @router.post("/{job_id}/pause")
 async def pause_job(job_id: str, resources: ResourcesDep) -> Job:
     """Pause a queued job at once; a running one keeps its state and frees its worker within one step. 409 if it has
     ended."""
-    return shown(await resources.transactions.run(jobs.request_pause, job_id))
+    return shown(await resources.transactions.run(job_control.request_pause, job_id))
 
 
 @router.post("/{job_id}/resume")
@@ -129,7 +130,7 @@ async def _events(transactions: Transactions, job_id: str, after: int) -> AsyncI
 def _news(session: Session, job_id: str, after: int) -> tuple[bool, list[JobEvent]]:
     # The status first: what a job that has ended still had to say is then there to be read.
     status = JobStatus(jobs.find_job(session, job_id).status)
-    rows = jobs.list_events(session, job_id, after=after, limit=_EVENTS_AT_ONCE)
+    rows = list_events(session, job_id, after=after, limit=_EVENTS_AT_ONCE)
     return status.is_final, [_shown_event(row) for row in rows]
 
 

@@ -27,7 +27,7 @@ from services.router_service.schemas.openai_fine_tuning import (
     FineTuningJob,
     FineTuningRequest,
 )
-from services.shared import jobs
+from services.shared import job_control, job_events, jobs
 from services.shared.database.rows import JobEventRow, JobRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
 from services.shared.vocabulary import BASE, JobKind
@@ -87,7 +87,7 @@ async def cancel_job(fine_tuning_job_id: str, resources: ResourcesDep) -> FineTu
     """Cancel it; a running one stops within one step. 400 if it has ended."""
     row = await _found(fine_tuning_job_id, resources)
     with _conflicts_not_retried():
-        row = await resources.transactions.run(jobs.request_cancel, row.id)
+        row = await resources.transactions.run(job_control.request_cancel, row.id)
     return shown_job(row, base=base_name(resources))
 
 
@@ -96,7 +96,7 @@ async def pause_job(fine_tuning_job_id: str, resources: ResourcesDep) -> FineTun
     """Pause it; a running one keeps its state and stops within one step. 400 if it has ended."""
     row = await _found(fine_tuning_job_id, resources)
     with _conflicts_not_retried():
-        row = await resources.transactions.run(jobs.request_pause, row.id)
+        row = await resources.transactions.run(job_control.request_pause, row.id)
     return shown_job(row, base=base_name(resources))
 
 
@@ -116,7 +116,7 @@ async def list_events(
     """What happened, newest first."""
     row = await _found(fine_tuning_job_id, resources)
     rows: list[JobEventRow] = await resources.transactions.run(
-        jobs.latest_events, row.id, before=_event_number(after), limit=limit + 1
+        job_events.latest_events, row.id, before=_event_number(after), limit=limit + 1
     )
     return page(rows, limit, shown_event)
 

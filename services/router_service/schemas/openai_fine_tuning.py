@@ -133,7 +133,7 @@ class FineTuningJob(BaseModel):
     model: str
     fine_tuned_model: str | None = Field(description="Once it has succeeded: a `model` of completions and chats.")
     organization_id: Literal["adaptive-moe"] = "adaptive-moe"
-    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
     hyperparameters: TrainedWith
     method: MethodUsed
     training_file: str

@@ -180,6 +180,7 @@ class JobRow(Row):
     spec: Mapped[Json]
     queue: Mapped[str] = mapped_column(server_default=JobQueue.CPU.value)
     priority: Mapped[int] = mapped_column(server_default=text("0"))
+    base_fingerprint: Mapped[str | None]  # of the base model that it was submitted for
     user_name: Mapped[str | None]  # `user` is a word of SQL's own
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     owner: Mapped[str | None]

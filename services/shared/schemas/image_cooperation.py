@@ -73,6 +73,7 @@ class ImageCooperationJobSpec(JobSpecBase):
     """Train image experts with a cooperation graph and report what it does; defaults as the requirements state them."""
 
     files_are_text: ClassVar[bool] = False
+    uses_base_model: ClassVar[bool] = False
 
     kind: Literal[JobKind.IMAGE_COOPERATION] = JobKind.IMAGE_COOPERATION
     setting: ImageSetting = "published"

@@ -28,6 +28,9 @@ class JobSpecBase(Spec):
     files_are_text: ClassVar[bool] = True
     """Whether `named_files` are training text, which is read through before the job is queued."""
 
+    uses_base_model: ClassVar[bool] = True
+    """Whether what the job makes is for one base model."""
+
     kind: JobKind
     priority: int = Field(
         default=LOWEST_PRIORITY,

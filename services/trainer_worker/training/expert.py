@@ -20,7 +20,7 @@ from services.shared.schemas.jobs import ExpertHyperparameters
 from services.shared.tokenizer import max_context_of
 from services.shared.training_plan import StepPlan
 from services.shared.vocabulary import model_name
-from services.trainer_worker.checkpoints import ADAPTER_FILES, last_complete
+from services.trainer_worker.checkpoints import ADAPTER_FILES, KEPT_CHECKPOINTS, last_complete
 from services.trainer_worker.datasets import Block, make_blocks
 from services.trainer_worker.progress import TrainingProgress
 from services.trainer_worker.training.expert_callbacks import (
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from services.shared.training_text import Example
 
 __all__ = ["ExpertTraining", "TrainingProgress", "train_expert"]
-
-_KEPT_CHECKPOINTS = 3  # the best, the newest, and one more while the newest is being written
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def _arguments(hyperparameters: ExpertHyperparameters, plan: StepPlan, checkpoin
         eval_steps=plan.eval_steps,
         save_strategy="steps",
         save_steps=plan.eval_steps,
-        save_total_limit=_KEPT_CHECKPOINTS,
+        save_total_limit=KEPT_CHECKPOINTS,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_strategy="steps",

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.local_stack.ports import free_port
 from services.router_service.main import build_app
-from services.shared import jobs
+from services.shared import job_events, job_lease, jobs
 from services.shared.config import Settings
 from services.shared.schemas.jobs import JobProgress, RouterJobSpec
 from services.shared.storage import Storage
@@ -63,7 +63,8 @@ def running_job(sessions: sessionmaker[Session]) -> str:
     """A job that a worker holds."""
     with sessions.begin() as session:
         job_id = jobs.create_job(session, RouterJobSpec()).id
-        jobs.claim_job(session, job_id, owner="w", lease_s=600, max_attempts=3)
+        job_lease.claim_job(session, job_id, owner="w", lease_s=600, max_attempts=3)
+        job_lease.begin_work(session, job_id, owner="w")
     return job_id
 
 
@@ -188,6 +189,19 @@ class TestJobs:
                 assert word in result.stderr
         assert client.get("/jobs").json()["data"] == []
 
+    def test_one_that_a_worker_looks_through_is_validating_and_can_be_cancelled(
+        self, cli: Cli, sessions: sessionmaker[Session]
+    ) -> None:
+        with sessions.begin() as session:
+            job_id = jobs.create_job(session, RouterJobSpec()).id
+            job_lease.claim_job(session, job_id, owner="w", lease_s=600, max_attempts=3)
+
+        listed = cli("jobs", "list", "--status", "validating")
+        cancelled = cli("jobs", "cancel", job_id)
+
+        assert job_id in listed.stdout
+        assert "validating, to cancel" in cancelled.stdout
+
     @pytest.mark.parametrize(("status", "code"), [(JobStatus.SUCCEEDED, 0), (JobStatus.FAILED, 1)])
     def test_watching_ends_with_the_job_and_as_it_did(
         self, running_job: str, cli: Cli, sessions: sessionmaker[Session], status: JobStatus, code: int
@@ -195,9 +209,11 @@ class TestJobs:
         error = {"message": "The disk is full."} if code else None
         with sessions.begin() as session:
             progress = JobProgress(phase="training", step=3, total_steps=10, loss=1.5, seconds_left=7.0)
-            jobs.record_progress(session, running_job, owner="w", progress=progress)
-            jobs.add_event(session, running_job, "Step 3 of 10.", type="metrics", data={"step": 3, "total_steps": 10})
-            jobs.finish_job(session, running_job, owner="w", status=status, error=error)
+            job_lease.record_progress(session, running_job, owner="w", progress=progress)
+            job_events.add_event(
+                session, running_job, "Step 3 of 10.", type="metrics", data={"step": 3, "total_steps": 10}
+            )
+            job_lease.finish_job(session, running_job, owner="w", status=status, error=error)
 
         watched = cli("jobs", "watch", running_job)
         shown = cli("jobs", "show", running_job)
@@ -237,7 +253,7 @@ class TestBrokenConnections:
         def happen(*messages: str) -> None:
             for message in messages:
                 with sessions.begin() as session:
-                    jobs.add_event(session, running_job, message)
+                    job_events.add_event(session, running_job, message)
 
         port = free_port()
         with served(build_app(app_settings), port=port) as url:
@@ -254,7 +270,7 @@ class TestBrokenConnections:
         with served(build_app(app_settings), port=port):
             happen("four")
             with sessions.begin() as session:
-                jobs.finish_job(session, running_job, owner="w", status=JobStatus.SUCCEEDED, result={})
+                job_lease.finish_job(session, running_job, owner="w", status=JobStatus.SUCCEEDED, result={})
             seen += [json.loads(line)["message"] for line in process.stdout]
             code = process.wait(TIMEOUT_S)
         clock.cancel()

@@ -8,7 +8,7 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.shared import jobs
+from services.shared import job_lease, jobs
 from services.shared.config import Settings
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.vocabulary import JobStatus, model_name
@@ -85,10 +85,10 @@ class TestExpert:
         with sessions.begin() as session:
             for base_model, rate in (("another", 1.0), (model_name(app_settings.base_model), 500.0)):
                 job = jobs.create_job(session, ExpertJobSpec(name="math", training_file=file_id))
-                jobs.claim_job(session, job.id, owner="w", lease_s=60, max_attempts=3)
+                job_lease.claim_job(session, job.id, owner="w", lease_s=60, max_attempts=3)
                 metrics = {"base_model": base_model, "tokens_per_s": rate}
                 result = {"metrics": metrics}
-                jobs.finish_job(session, job.id, owner="w", status=JobStatus.SUCCEEDED, result=result)
+                job_lease.finish_job(session, job.id, owner="w", status=JobStatus.SUCCEEDED, result=result)
 
         report = dry_run(client, file_id)
 

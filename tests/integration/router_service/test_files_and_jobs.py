@@ -15,7 +15,7 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.shared import jobs
+from services.shared import job_events, job_lease
 from services.shared.config import Settings
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
@@ -397,12 +397,12 @@ class TestEvents:
 
         def work() -> None:
             with sessions.begin() as session:
-                jobs.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
+                job_lease.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
             time.sleep(0.7)
             with sessions.begin() as session:
-                jobs.add_event(session, job_id, "Step 1.", type="metrics", data={"loss": 2.5})
+                job_events.add_event(session, job_id, "Step 1.", type="metrics", data={"loss": 2.5})
             with sessions.begin() as session:
-                jobs.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={})
+                job_lease.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={})
 
         worker = threading.Thread(target=work)
         worker.start()

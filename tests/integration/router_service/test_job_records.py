@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.shared import jobs
+from services.shared import job_lease, jobs
 from services.shared.job_metrics import record_metrics
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
@@ -23,13 +23,13 @@ def job_id(client: httpx.Client, sessions: sessionmaker[Session]) -> str:
     """A running job."""
     with sessions.begin() as session:
         row = jobs.create_job(session, ExpertJobSpec(name="math", training_file="file-" + "0" * 32))
-        jobs.claim_job(session, row.id, owner="w", lease_s=60, max_attempts=3)
+        job_lease.claim_job(session, row.id, owner="w", lease_s=60, max_attempts=3)
         return row.id
 
 
 def finish(sessions: sessionmaker[Session], job_id: str, result: dict[str, object]) -> None:
     with sessions.begin() as session:
-        jobs.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result=result)
+        job_lease.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result=result)
 
 
 class TestMetrics:

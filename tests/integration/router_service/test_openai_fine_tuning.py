@@ -9,7 +9,7 @@ import openai
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.shared import jobs
+from services.shared import job_events, job_lease
 from services.shared.schemas.jobs import JobProgress
 from services.shared.vocabulary import JobStatus
 from tests.integration.router_service.conftest import Registry
@@ -48,11 +48,11 @@ def run_to_the_end(sessions: sessionmaker[Session], registry: Registry, job_id: 
     final, early = (hashlib.sha256(text).hexdigest() for text in (b"final", b"early"))
     registry.expert(name, with_evidence=False)
     with sessions.begin() as session:
-        jobs.claim_job(session, own_id, owner="w", lease_s=60, max_attempts=3)
+        job_lease.claim_job(session, own_id, owner="w", lease_s=60, max_attempts=3)
         progress = JobProgress(phase="training", step=30, total_steps=60, loss=2.0, seconds_left=90.0)
-        jobs.record_progress(session, own_id, owner="w", progress=progress)
+        job_lease.record_progress(session, own_id, owner="w", progress=progress)
         figures = {"step": 30, "loss": 2.5, "eval_loss": 2.75}
-        jobs.add_event(session, own_id, "Step 30 of 60.", type="metrics", data=figures)
+        job_events.add_event(session, own_id, "Step 30 of 60.", type="metrics", data=figures)
     with sessions.begin() as session:
         result = {
             "expert": name,
@@ -64,7 +64,7 @@ def run_to_the_end(sessions: sessionmaker[Session], registry: Registry, job_id: 
                 {"step": 60, "digest": final, "loss": None, "eval_loss": 2.25},
             ],
         }
-        jobs.finish_job(session, own_id, owner="w", status=JobStatus.SUCCEEDED, result=result)
+        job_lease.finish_job(session, own_id, owner="w", status=JobStatus.SUCCEEDED, result=result)
     return {"final": final, "early": early}
 
 
@@ -197,12 +197,28 @@ class TestLife:
         assert (paused.status, resumed.status) == ("paused", "queued")
         assert refused.value.code == "job_not_paused"
 
+    def test_a_claimed_job_validates_its_files_and_then_runs(
+        self, ai: openai.OpenAI, sessions: sessionmaker[Session], file_id: str
+    ) -> None:
+        job_id = ai.fine_tuning.jobs.create(model=BASE, training_file=file_id).id
+        own_id = f"job-{hex_of(job_id)}"
+        seen = [ai.fine_tuning.jobs.retrieve(job_id).status]
+
+        with sessions.begin() as session:
+            job_lease.claim_job(session, own_id, owner="w", lease_s=60, max_attempts=3)
+        seen.append(ai.fine_tuning.jobs.retrieve(job_id).status)
+        with sessions.begin() as session:
+            job_lease.begin_work(session, own_id, owner="w")
+        seen.append(ai.fine_tuning.jobs.retrieve(job_id).status)
+
+        assert seen == ["queued", "validating_files", "running"]
+
     def test_a_failed_job_says_why(self, ai: openai.OpenAI, sessions: sessionmaker[Session], file_id: str) -> None:
         job_id = ai.fine_tuning.jobs.create(model=BASE, training_file=file_id).id
         error = {"type": "server_error", "code": "training_diverged", "message": "Try a lower learning_rate."}
         with sessions.begin() as session:
-            jobs.claim_job(session, f"job-{hex_of(job_id)}", owner="w", lease_s=60, max_attempts=3)
-            jobs.finish_job(session, f"job-{hex_of(job_id)}", owner="w", status=JobStatus.FAILED, error=error)
+            job_lease.claim_job(session, f"job-{hex_of(job_id)}", owner="w", lease_s=60, max_attempts=3)
+            job_lease.finish_job(session, f"job-{hex_of(job_id)}", owner="w", status=JobStatus.FAILED, error=error)
 
         job = ai.fine_tuning.jobs.retrieve(job_id)
 

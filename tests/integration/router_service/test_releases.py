@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.shared import jobs
+from services.shared import job_lease, jobs
 from services.shared.config import RouterSettings
 from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.vocabulary import JobStatus
@@ -38,10 +38,10 @@ class TestMaking:
         digest = registry.router()
         with sessions.begin() as session:
             job_id = jobs.create_job(session, RouterJobSpec()).id
-            jobs.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
+            job_lease.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
         early = client.post("/releases", json={"experts": ["math"], "router_job": job_id})
         with sessions.begin() as session:
-            jobs.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={"router": digest})
+            job_lease.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={"router": digest})
 
         release = client.post("/releases", json={"experts": ["math"], "router_job": job_id})
 

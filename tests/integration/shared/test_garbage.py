@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from services.shared import jobs
+from services.shared import job_lease, jobs
 from services.shared.database.rows import FileRow
 from services.shared.garbage import collect_garbage, find_garbage, forget_unused_files, withdraw_artifact
 from services.shared.registry import create_release, register_expert
@@ -89,8 +89,8 @@ def test_what_releases_versions_and_jobs_refer_to_stays_and_the_rest_goes(
             note="",
         )
         job_id = jobs.create_job(session, RouterJobSpec()).id
-        jobs.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
-        jobs.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={"router": made_by_job})
+        job_lease.claim_job(session, job_id, owner="w", lease_s=60, max_attempts=3)
+        job_lease.finish_job(session, job_id, owner="w", status=JobStatus.SUCCEEDED, result={"router": made_by_job})
 
     with sessions.begin() as session:
         found = find_garbage(session, storage, grace_s=GRACE_S, with_unused_files=True)

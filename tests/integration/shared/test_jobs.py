@@ -13,26 +13,20 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.database.rows import JobRow, Row
 from services.shared.database.session import session_factory
 from services.shared.errors import Conflict, NotFound
-from services.shared.jobs import (
-    WaitingJob,
+from services.shared.job_control import request_cancel, request_pause, resume_job
+from services.shared.job_events import list_events
+from services.shared.job_lease import (
+    begin_work,
     claim_job,
     claim_next_job,
-    create_job,
-    find_job,
     finish_job,
     hand_back_job,
-    list_events,
-    list_jobs,
-    num_unfinished,
     read_lease,
-    reap_jobs,
     record_progress,
     renew_lease,
-    request_cancel,
-    request_pause,
-    resume_job,
-    waiting_jobs,
 )
+from services.shared.jobs import WaitingJob, create_job, find_job, list_jobs, num_unfinished, waiting_jobs
+from services.shared.lost_jobs import reap_jobs
 from services.shared.schemas.jobs import ExpertJobSpec, JobProgress
 from services.shared.vocabulary import JobKind, JobQueue, JobStatus
 
@@ -91,7 +85,7 @@ class TestClaim:
 
         row = row_of(sessions, job_id)
         assert [row.owner] == winners
-        assert (row.status, row.attempt) == (JobStatus.RUNNING, 1)
+        assert (row.status, row.attempt) == (JobStatus.VALIDATING, 1)
 
     def test_of_a_job_whose_worker_was_lost_counts_a_new_attempt(
         self, sessions: sessionmaker[Session], job_id: str
@@ -118,6 +112,31 @@ class TestClaim:
             finish_job(session, job_id, owner="first", status=status, error={"message": "no"})
 
         assert not claim(sessions, job_id, "second")
+
+
+class TestBeginning:
+    def test_makes_a_validated_job_run_for_its_owner_alone(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        claim(sessions, job_id, "owner")
+
+        with sessions.begin() as session:
+            assert not begin_work(session, job_id, owner="other")
+            assert begin_work(session, job_id, owner="owner")
+            assert not begin_work(session, job_id, owner="owner")
+
+        row = row_of(sessions, job_id)
+        assert (row.status, row.owner, row.attempt) == (JobStatus.RUNNING, "owner", 1)
+        with sessions() as session:
+            told = [event.data["status"] for event in list_events(session, job_id)]
+            assert told == ["queued", "validating", "running"]
+            assert renew_lease(session, job_id, owner="owner", lease_s=30).held
+
+    def test_of_a_lost_job_is_refused(self, sessions: sessionmaker[Session], job_id: str) -> None:
+        claim(sessions, job_id, "lost")
+        let_lease_expire(sessions, job_id)
+        claim(sessions, job_id, "successor")
+
+        with sessions.begin() as session:
+            assert not begin_work(session, job_id, owner="lost")
 
 
 class TestOwner:
@@ -177,7 +196,7 @@ class TestCancel:
             row = request_cancel(session, job_id)
             lease = renew_lease(session, job_id, owner="owner", lease_s=30)
 
-        assert row.status == JobStatus.RUNNING
+        assert row.status == JobStatus.VALIDATING
         assert lease.held
         assert lease.cancel_requested
 
@@ -202,8 +221,12 @@ class TestReaper:
 
         assert (reaped.requeued, reaped.ended) == ((), ())
 
-    def test_queues_a_lost_job_again(self, sessions: sessionmaker[Session], job_id: str) -> None:
+    @pytest.mark.parametrize("running", [False, True], ids=["validating", "running"])
+    def test_queues_a_lost_job_again(self, sessions: sessionmaker[Session], job_id: str, *, running: bool) -> None:
         claim(sessions, job_id, "lost")
+        if running:
+            with sessions.begin() as session:
+                begin_work(session, job_id, owner="lost")
         let_lease_expire(sessions, job_id)
 
         with sessions.begin() as session:
@@ -255,7 +278,7 @@ class TestHistory:
             events = list_events(session, job_id)
             later = list_events(session, job_id, after=events[0].id)
 
-        assert [event.data["status"] for event in events] == ["queued", "running", "failed"]
+        assert [event.data["status"] for event in events] == ["queued", "validating", "failed"]
         assert "line 3 is broken" in events[-1].message
         assert [event.id for event in later] == [event.id for event in events[1:]]
 
@@ -269,7 +292,7 @@ class TestHistory:
         with sessions() as session:
             everything = [row.id for row in list_jobs(session, limit=10)]
             older = [row.id for row in list_jobs(session, limit=10, before=ids[1])]
-            running = [row.id for row in list_jobs(session, limit=10, status=JobStatus.RUNNING)]
+            running = [row.id for row in list_jobs(session, limit=10, status=JobStatus.VALIDATING)]
             routers = list_jobs(session, limit=10, kind=JobKind.ROUTER)
 
         assert everything == ids[::-1]
@@ -337,7 +360,7 @@ class TestPause:
         claim(sessions, job_id, "owner")
 
         with sessions.begin() as session:
-            assert request_pause(session, job_id).status == JobStatus.RUNNING
+            assert request_pause(session, job_id).status == JobStatus.VALIDATING
             assert read_lease(session, job_id, owner="owner").pause_requested
             assert hand_back_job(session, job_id, owner="owner")
 
@@ -350,7 +373,7 @@ class TestPause:
             assert resume_job(session, job_id).status == JobStatus.QUEUED
 
         assert claim(sessions, job_id, "worker")
-        with pytest.raises(Conflict, match="it is running"), sessions.begin() as session:
+        with pytest.raises(Conflict, match="it is validating"), sessions.begin() as session:
             resume_job(session, job_id)
 
     def test_is_taken_back_by_resuming_before_the_owner_has_stopped(
@@ -359,7 +382,7 @@ class TestPause:
         claim(sessions, job_id, "owner")
         with sessions.begin() as session:
             request_pause(session, job_id)
-            assert resume_job(session, job_id).status == JobStatus.RUNNING
+            assert resume_job(session, job_id).status == JobStatus.VALIDATING
 
         with sessions.begin() as session:
             assert not read_lease(session, job_id, owner="owner").pause_requested

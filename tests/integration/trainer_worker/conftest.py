@@ -1,5 +1,6 @@
 """A real worker on real Postgres and Valkey, and jobs on a base model of 260,000 parameters."""
 
+import hashlib
 import json
 import logging
 import os
@@ -77,8 +78,9 @@ def upload(sessions: sessionmaker[Session], settings: Settings) -> Callable[[str
     def upload(filename: str, content: str) -> str:
         file_id = f"file-{uuid.uuid4().hex}"
         Storage(settings.storage.root).upload(file_id).write_text(content, encoding="utf-8")
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
         with sessions.begin() as session:
-            row = FileRow(id=file_id, purpose="fine-tune", filename=filename, num_bytes=len(content), sha256="0" * 64)
+            row = FileRow(id=file_id, purpose="fine-tune", filename=filename, num_bytes=len(content), sha256=sha256)
             session.add(row)
         return file_id
 

@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.router_service.dataset_report import survey
 from services.router_service.dry_run import Ground, dry_run
-from services.router_service.training_cost import BaseShape
+from services.shared.base_shape import BaseShape
 from services.shared.config import Settings
 from services.shared.database.rows import ExpertVersionRow, JobRow, ReleaseRow
-from services.shared.jobs import create_job, find_job, list_events
+from services.shared.job_events import list_events
+from services.shared.jobs import create_job, find_job
 from services.shared.modeling.base_model import base_fingerprint
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.registry import active_release, create_release, retire_expert

@@ -1,5 +1,6 @@
 """Image experiments as jobs: from the row to the artifact, in this process."""
 
+import hashlib
 import itertools
 import json
 import uuid
@@ -14,7 +15,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
 from services.shared.database.rows import FileRow, JobRow
-from services.shared.jobs import create_job, find_job, request_cancel
+from services.shared.job_control import request_cancel
+from services.shared.jobs import create_job, find_job
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.storage import Storage
 from services.trainer_worker.job_runner import JobRunner
@@ -67,7 +69,13 @@ def upload_bytes(sessions: sessionmaker[Session], settings: Settings) -> Callabl
         file_id = f"file-{uuid.uuid4().hex}"
         Storage(settings.storage.root).upload(file_id).write_bytes(content)
         with sessions.begin() as session:
-            row = FileRow(id=file_id, purpose="user_data", filename=filename, num_bytes=len(content), sha256="0" * 64)
+            row = FileRow(
+                id=file_id,
+                purpose="user_data",
+                filename=filename,
+                num_bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
             session.add(row)
         return file_id
 

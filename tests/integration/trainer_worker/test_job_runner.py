@@ -14,7 +14,11 @@ from services.local_stack.ports import free_port
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
 from services.shared.errors import Conflict, InvalidDataset
-from services.shared.jobs import claim_job, create_job, find_job, list_events, reap_jobs, request_cancel, request_pause
+from services.shared.job_control import request_cancel, request_pause
+from services.shared.job_events import list_events
+from services.shared.job_lease import claim_job
+from services.shared.jobs import create_job, find_job
+from services.shared.lost_jobs import reap_jobs
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
@@ -47,6 +51,7 @@ def run(settings: Settings, sessions: sessionmaker[Session], job_id: str) -> Run
             owner="this-test",
             shutting_down=shutting_down,
             handlers=lambda _: handler,
+            validate=lambda _: None,
         ).run(job_id)
         with sessions() as session:
             return find_job(session, job_id)
@@ -196,7 +201,7 @@ class TestStop:
 
         row = run(handler)
 
-        assert (row.status, row.owner, row.attempt) == (JobStatus.RUNNING, "successor", 2)
+        assert (row.status, row.owner, row.attempt) == (JobStatus.VALIDATING, "successor", 2)
 
     def test_a_second_message_for_the_same_job_does_nothing(self, run: Run) -> None:
         runs: list[str] = []

@@ -20,7 +20,8 @@ from services.local_stack.valkey import Valkey, open_valkey
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
 from services.shared.database.session import migrate
-from services.shared.jobs import claim_job, create_job, find_job
+from services.shared.job_lease import claim_job
+from services.shared.jobs import create_job, find_job
 from services.shared.queue import celery_client, enqueue_job
 from services.shared.schemas.jobs import ExpertJobSpec
 

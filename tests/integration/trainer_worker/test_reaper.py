@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.local_stack.ports import free_port
 from services.shared.config import Settings
-from services.shared.jobs import claim_job, create_job, find_job
+from services.shared.job_lease import claim_job
+from services.shared.jobs import create_job, find_job
 from services.shared.queue import celery_client, enqueue_job, num_waiting
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.vocabulary import JobStatus

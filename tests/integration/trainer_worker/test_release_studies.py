@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import RouterSettings, Settings
 from services.shared.database.rows import JobRow, ReleaseRow
-from services.shared.jobs import create_job, find_job, list_events, request_pause, resume_job
+from services.shared.job_control import request_pause, resume_job
+from services.shared.job_events import list_events
+from services.shared.jobs import create_job, find_job
 from services.shared.modeling.base_model import LoadedBase, load_base_model
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.cooperation_graph import CooperationGraph

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
 from services.shared.database.rows import JobRow
+from services.shared.job_control import request_cancel, request_pause, resume_job
+from services.shared.job_events import list_events
 from services.shared.job_metrics import read_metrics
-from services.shared.jobs import list_events, request_cancel, request_pause, resume_job
 from services.shared.queue import celery_client, enqueue_job
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
 from services.shared.storage import Storage
@@ -63,7 +64,12 @@ def test_a_job_goes_its_whole_way_once_however_many_messages_there_are(
     assert [point.step for point in points] == list(range(1, 11))
     assert {"loss", "eval_loss", "learning_rate", "seconds", "tokens_per_s"} <= set(points[-1].figures)
     assert row.result["metrics"]["tokens_per_s"] > 0
-    assert [event.data["status"] for event in events if event.type == "status"] == ["queued", "running", "succeeded"]
+    assert [event.data["status"] for event in events if event.type == "status"] == [
+        "queued",
+        "validating",
+        "running",
+        "succeeded",
+    ]
     metrics = [event.data for event in events if event.type == "metrics"]
     assert metrics[-1]["step"] == metrics[-1]["total_steps"] == 10
     assert any("eval_loss" in data for data in metrics)

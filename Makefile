@@ -5,8 +5,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests that start whole stacks run one after the other: another stack would take the ports of a part that is down.
-STACKS := tests/e2e tests/integration/local_stack
+# Tests that start whole stacks wait for much and come first, so that the small ones fill the gaps to the end.
+TESTS := tests/e2e tests/integration/local_stack tests/integration/trainer_worker tests/integration tests/unit \
+	tests/architecture
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +25,7 @@ test: $(READY)  ## Run every test against real Postgres and Valkey; options: mak
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(STACKS))
-	$(BIN)/python -m pytest $(STACKS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 endif
 
 check: $(READY)  ## Format, lint, types, import contracts

@@ -25,6 +25,10 @@ from services.local_stack.valkey import Valkey, open_valkey
 from services.shared.config import DatabaseSettings, Settings, StorageSettings
 from services.shared.storage import Storage
 
+# Two test processes share two cores, and so do the services they start: threads would only wait for each other.
+# Set before torch is imported, and handed down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 _PREFIX = "adaptive-moe-test-"
 _MEMORY = Path("/dev/shm")

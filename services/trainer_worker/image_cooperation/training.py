@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,7 +57,21 @@ def train_images(
     uninterrupted one. Raises TrainingStopped within one step of `should_stop()`, after a checkpoint of that step if
     `should_keep_state()`, and JobFailed when the loss is lost.
     """
-    return _Trainer(data, recipe, folder, on_progress, should_stop, should_keep_state).run()
+    with _repeatable(recipe):
+        return _Trainer(data, recipe, folder, on_progress, should_stop, should_keep_state).run()
+
+
+@contextmanager
+def _repeatable(recipe: Recipe) -> Iterator[None]:
+    """One thread for the strong network: oneDNN's gradient of a convolution over one small picture differs from run to
+    run with two (torch 2.13, AVX-512), and an expert may well get one picture of a batch."""
+    num_threads = torch.get_num_threads()
+    if recipe.setting == "strong":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def make_network(data: ImageData, recipe: Recipe) -> ImageMixture:

@@ -1,6 +1,6 @@
 """Trainings are repeatable, resumable to the bit, stoppable, and leave the graph that they say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from tests.unit.trainer_worker.image_cooperation.pictures import made_up_data
 
 DATA = made_up_data(64, 30)
 SETTINGS = pytest.mark.parametrize("setting", ["published", "strong"])
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """As a worker on two cores has them: exactness must not hang on there being one."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def quick(setting: str = "published", **fields: Any) -> Recipe:

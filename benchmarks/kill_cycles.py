@@ -1,83 +1,40 @@
-"""Kills a worker, Valkey or Postgres with SIGKILL at random moments, cycle after cycle, while jobs are trained.
+"""Kills a worker, Valkey or Postgres with SIGKILL in every state of a job, cycle after cycle, while jobs are trained.
 
-Every cycle submits a job, waits for a random state of it (queued, just claimed, at a random step, publishing) and
-kills. Worker, Valkey and Postgres (durable, as `adaptive-moe up` starts them) come back as a supervisor would bring
-them. At the end every job must have succeeded with exactly one published version, its attempts must be those that its
-events tell, and its weights must be, byte for byte, those of a training that nothing interrupted: jobs of one seed are
-one training.
+Every cycle submits a job, waits for a state of it (queued, validating, just running, at a random step, asked to pause,
+paused, publishing) and kills. Worker, Valkey and Postgres (durable, as `adaptive-moe up` starts them) come back as a
+supervisor would bring them. At the end every job must have succeeded with exactly one published version, its attempts
+must be those that its events tell, and its weights must be, byte for byte, those of a training that nothing
+interrupted: jobs of one seed are one training.
 
     python -m benchmarks.kill_cycles --cycles 50
 """
 
 import argparse
-import hashlib
-import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import select
 
+from benchmarks.kill_arena import NUM_STEPS, PROJECT, Arena, open_arena
 from benchmarks.results_file import machine, write_results
-from services.local_stack.ports import free_port
-from services.local_stack.postgres import open_postgres
-from services.local_stack.programs import Program, start, stop
-from services.local_stack.valkey import open_valkey
-from services.shared.config import Settings
-from services.shared.database.rows import ExpertVersionRow, FileRow, JobRow
-from services.shared.database.session import migrate, session_factory
+from services.shared.database.rows import ExpertVersionRow, JobEventRow, JobRow
 from services.shared.job_events import list_events
-from services.shared.jobs import create_job, find_job
-from services.shared.queue import celery_client, enqueue_job
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.jobs import find_job
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
-from services.trainer_worker.pulse import DATABASE_AWAY
 
-PROJECT: Final = Path(__file__).resolve().parents[1]
-MOMENTS: Final = ("queued", "claimed", "training", "publishing", "at random")
+MOMENTS: Final = ("queued", "validating", "starting", "training", "pausing", "paused", "publishing", "at random")
 VICTIMS: Final = ("worker", "worker", "valkey", "postgres")
 """A worker's death is the hardest case: half of all."""
-
-NUM_STEPS: Final = 40
-MAX_ATTEMPTS: Final = 20
-"""So many kills may hit one job: what is measured is that none is lost, not when it is given up."""
-
-PATIENCE_S: Final = 300.0
-
-
-@dataclass
-class Server:
-    """One of the stack's processes, killed and started again."""
-
-    program: Program
-    process: "subprocess.Popen[bytes]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.process = start(self.program, output=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        """SIGKILL to it and all of its own, then a fresh one."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = start(self.program, output=subprocess.DEVNULL)
-
-    def stop(self) -> None:
-        """End it."""
-        stop(self.program, self.process)
 
 
 @dataclass(frozen=True)
@@ -92,63 +49,6 @@ class Kill:
     step: int
     seconds_to_run: float | None
     """From the kill until the job was running, for a worker killed while running; else None."""
-
-
-@dataclass(frozen=True)
-class Arena:
-    """The running parts and the way to them."""
-
-    servers: dict[str, Server]
-    sessions: sessionmaker[Session]
-    settings: Settings
-    file_id: str
-
-    def submit(self, cycle: int) -> str:
-        """A job of its own expert; the seed is the same for all, so its weights must be too."""
-        hyperparameters = ExpertHyperparameters(
-            rank=4, max_steps=NUM_STEPS, batch_size=1, max_length=32, eval_steps=10, early_stopping_patience=0
-        )
-        spec = ExpertJobSpec(name=f"cycle-{cycle}", training_file=self.file_id, hyperparameters=hyperparameters)
-
-        def create() -> str:
-            with self.sessions.begin() as session:
-                return create_job(session, spec).id
-
-        job_id = self.patiently(create)
-        enqueue_job(celery_client(self.settings), job_id)
-        return job_id
-
-    def row(self, job_id: str) -> JobRow:
-        """The job's row now."""
-
-        def read() -> JobRow:
-            with self.sessions() as session:
-                return find_job(session, job_id)
-
-        return self.patiently(read)
-
-    def wait(self, job_id: str, condition: Callable[[JobRow], bool]) -> JobRow:
-        """The row once it meets the condition or has ended."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            row = self.row(job_id)
-            if condition(row) or JobStatus(row.status).is_final:
-                return row
-            if time.monotonic() > deadline:
-                raise SystemExit(f"{job_id} is {row.status} in {row.phase!r} at step {row.step}: it is lost")
-            time.sleep(0.02)
-
-    @staticmethod
-    def patiently(action: Callable[[], Any]) -> Any:
-        """Do it again while the database is away."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return action()
-            except DATABASE_AWAY:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
 
 
 def main() -> None:
@@ -173,17 +73,27 @@ def main() -> None:
 def run_cycles(arena: Arena, options: argparse.Namespace, *, until: float) -> tuple[list[Kill], list[str]]:
     """The kills, and the jobs, all ended; the first job was left alone."""
     chance = random.Random(options.seed)
+    plan = kinds_of_kills(chance)
     jobs = [arena.submit(0)]
     arena.wait(jobs[0], lambda _: False)
     kills: list[Kill] = []
     while len(kills) < options.cycles and time.monotonic() < until:
         cycle = len(kills) + 1
         jobs.append(arena.submit(cycle))
-        kills.append(one_kill(arena, cycle, jobs[-1], chance))
+        victim, moment = next(plan)
+        kills.append(one_kill(arena, cycle, jobs[-1], victim, moment, chance))
         print(kills[-1], flush=True)
     for job_id in jobs:
         arena.wait(job_id, lambda _: False)
     return kills, jobs
+
+
+def kinds_of_kills(chance: random.Random) -> Iterator[tuple[str, str]]:
+    """Every victim at every moment, in an order left to chance, again and again."""
+    while True:
+        kinds = [(victim, moment) for victim in VICTIMS for moment in MOMENTS]
+        chance.shuffle(kinds)
+        yield from kinds
 
 
 def _options() -> argparse.Namespace:
@@ -195,79 +105,40 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_arena(folder: Path, base_model: str, stack: ExitStack) -> Arena:
-    """Start durable stores and a worker with a lease of 5 s, and upload a training file."""
-    postgres = open_postgres(folder / "postgres", port=free_port())
-    valkey = open_valkey(folder / "valkey", port=free_port())
-    servers = {"postgres": Server(postgres.program()), "valkey": Server(valkey.program())}
-    variables = {
-        "AMOE_BASE_MODEL": base_model,
-        "AMOE_DATABASE__URL": postgres.url(),
-        "AMOE_REDIS_URL": valkey.url(),
-        "AMOE_STORAGE__ROOT": str(folder / "storage"),
-        "AMOE_TRAINER__LEASE_S": "5",
-        "AMOE_TRAINER__HEARTBEAT_S": "1",
-        "AMOE_TRAINER__REAP_EVERY_S": "1",
-        "AMOE_TRAINER__NUM_THREADS": "1",
-        "AMOE_TRAINER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
-        "AMOE_TELEMETRY__LEVEL": "ERROR",
-    }
-    os.environ.update(variables)
-    settings = Settings()
-    migrate(postgres.url())
-    command = (sys.executable, "-m", "services.trainer_worker.main")
-    worker = Program("worker", command, dict(os.environ), PROJECT, is_ready=lambda: True)
-    servers["worker"] = Server(worker)
-    for server in servers.values():
-        stack.callback(server.stop)
-    engine = create_engine(postgres.url(), pool_pre_ping=True)
-    stack.callback(engine.dispose)
-    sessions = session_factory(engine)
-    return Arena(servers, sessions, settings, upload(sessions, settings))
-
-
-def upload(sessions: sessionmaker[Session], settings: Settings) -> str:
-    """A file of sums; its id."""
-    file_id = f"file-{uuid.uuid4().hex}"
-    lines = (json.dumps({"prompt": f"{a} + {b} =", "completion": f" {a + b}"}) for a in range(10) for b in range(10))
-    text = "\n".join(lines)
-    Storage(settings.storage.root).upload(file_id).write_text(text)
-    with sessions.begin() as session:
-        row = FileRow(
-            id=file_id,
-            purpose="fine-tune",
-            filename="sums.jsonl",
-            num_bytes=len(text),
-            sha256=hashlib.sha256(text.encode()).hexdigest(),
-        )
-        session.add(row)
-    return file_id
-
-
-def one_kill(arena: Arena, cycle: int, job_id: str, chance: random.Random) -> Kill:
-    """Wait for a moment of the job and kill."""
-    victim, moment = chance.choice(VICTIMS), chance.choice(MOMENTS)
+def one_kill(arena: Arena, cycle: int, job_id: str, victim: str, moment: str, chance: random.Random) -> Kill:
+    """Wait for the moment of the job and kill."""
     at_step = chance.randrange(1, NUM_STEPS)
     conditions: dict[str, Callable[[JobRow], bool]] = {
         "queued": lambda _: True,
-        "claimed": lambda row: JobStatus(row.status).is_held,
-        "training": lambda row: row.step >= at_step,
+        "validating": lambda row: JobStatus(row.status).is_held,
+        "starting": lambda row: row.status == JobStatus.RUNNING,
         "publishing": lambda row: row.phase == "publishing",
         "at random": lambda row: JobStatus(row.status).is_held,
     }
-    arena.wait(job_id, conditions[moment])
+    arena.wait(job_id, conditions.get(moment, lambda row: row.step >= at_step))
     if moment == "at random":
         time.sleep(chance.uniform(0.0, 8.0))
+    if is_pause := moment in {"pausing", "paused"}:
+        arena.pause(job_id)
+    if moment == "paused":
+        arena.wait(job_id, is_paused)
     row = arena.row(job_id)
     killed_at = time.monotonic()
     arena.servers[victim].kill()
     seconds = None
-    if victim == "worker" and JobStatus(row.status).is_held:
+    if is_pause:
+        arena.wait(job_id, is_paused)
+        arena.resume(job_id)
+    elif victim == "worker" and JobStatus(row.status).is_held:
         attempt = row.attempt
-        arena.wait(job_id, lambda now: now.attempt > attempt)
-        if arena.row(job_id).attempt > attempt:
+        if arena.wait(job_id, lambda now: now.attempt > attempt).attempt > attempt:
             seconds = round(time.monotonic() - killed_at, 2)
     return Kill(cycle, victim, moment, row.status, row.phase, row.step, seconds)
+
+
+def is_paused(row: JobRow) -> bool:
+    """It rests until it is resumed."""
+    return row.status == JobStatus.PAUSED
 
 
 def check(arena: Arena, jobs: list[str]) -> list[str]:
@@ -284,12 +155,23 @@ def check(arena: Arena, jobs: list[str]) -> list[str]:
             versions = session.scalars(select(ExpertVersionRow).where(ExpertVersionRow.job_id == job_id)).all()
             if [version.digest for version in versions] != [row.result["digest"]]:
                 faults.append(f"{job_id} published {len(versions)} versions")
-            events = [event.data["status"] for event in list_events(session, job_id) if event.type == "status"]
-            if events.count("succeeded") != 1 or events.count("validating") != row.attempt:
-                faults.append(f"{job_id} has {row.attempt} attempts, but its events are {events}")
+            events = [event for event in list_events(session, job_id) if event.type == "status"]
+            names = [event.data["status"] for event in events]
+            if names.count("succeeded") != 1 or attempts_told(events) != row.attempt:
+                faults.append(f"{job_id} has {row.attempt} attempts, but its events are {names}")
             if weights(storage, row) != reference:
                 faults.append(f"{job_id} has other weights than an uninterrupted training")
     return faults
+
+
+def attempts_told(events: list[JobEventRow]) -> int:
+    """Attempts that count: those that were started and not handed back, as a pause does."""
+    names = [event.data["status"] for event in events]
+    handed_back = [
+        event.level == "info" and JobStatus(before).is_held and now in {"paused", "queued"}
+        for before, now, event in zip(names, names[1:], events[1:], strict=False)
+    ]
+    return names.count("validating") - sum(handed_back)
 
 
 def weights(storage: Storage, row: JobRow) -> bytes:

@@ -26,6 +26,8 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
+REGRESSION: Final = "release_regression"
+"""The code of the Conflict with which the gate against regressions refuses."""
 _ACTIVATION_ATTEMPTS: Final = 10
 _MAX_NAMED: Final = 5
 
@@ -133,7 +135,7 @@ def _refuse_regression(session: Session, release: ReleaseRow, active: int | None
             f"{release.id} is worse than the active release-{active} in {_told(worse)}; {tolerance:g} nats per token "
             "are tolerated. Improve it, or activate it with force: true.",
             param="release",
-            code="release_regression",
+            code=REGRESSION,
         )
 
 

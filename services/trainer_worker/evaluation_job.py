@@ -1,7 +1,5 @@
 """Jobs of kind `evaluation`: what a release is worth on held-out text, as a report and as losses on the release."""
 
-import hashlib
-import json
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -14,7 +12,7 @@ from services.shared.tokenizer import Tokenizer, load_tokenizer
 from services.trainer_worker.base_identity import configured_base
 from services.trainer_worker.evaluation.artifact import write_artifact
 from services.trainer_worker.evaluation.evaluator import Subject, evaluate
-from services.trainer_worker.evaluation.held_out import HeldOutText, columns_of, in_order
+from services.trainer_worker.evaluation.held_out import HeldOutText, columns_of, documents_name, in_order
 from services.trainer_worker.evaluation.release_figures import Figures
 from services.trainer_worker.evaluation.report import headline
 from services.trainer_worker.job_context import JobContext
@@ -42,7 +40,9 @@ def run_evaluation_job(context: JobContext) -> Publish:
     figures = _about(release) | measured
     context.enter("reporting")
     digest = _published(context, figures)
-    evaluation = Evaluation(losses=figures["losses"], data=_data(figures, spec))
+    evaluation = Evaluation(
+        losses=figures["losses"], data=documents_name(figures["documents"], list(figures["domains"]), spec)
+    )
     context.note(headline(figures), data=figures["over_seeds"])
 
     def publish(session: Session) -> dict[str, Any]:
@@ -85,12 +85,3 @@ def _published(context: JobContext, figures: Figures) -> str:
         folder = staged / "report"
         write_artifact(figures, folder)
         return context.storage.publish(folder)
-
-
-def _data(figures: Figures, spec: EvaluationJobSpec) -> str:
-    """The documents' name: losses are compared only where every token read was the same."""
-    digest = hashlib.sha256(json.dumps([figures["documents"], list(figures["domains"])]).encode()).hexdigest()
-    return (
-        f"held-out text {digest[:16]}: up to {spec.max_documents} documents per domain of up to {spec.max_tokens} "
-        f"tokens, seeds {', '.join(map(str, spec.seeds))}"
-    )[:200]

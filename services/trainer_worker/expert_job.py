@@ -13,6 +13,7 @@ from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
 from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import Example
 from services.shared.vocabulary import EvidenceKind, RouterKind
+from services.trainer_worker.activation_gate import Candidate, judge, tolerance_of
 from services.trainer_worker.base_identity import configured_base
 from services.trainer_worker.checkpoints import trained_checkpoints
 from services.trainer_worker.datasets import split_examples
@@ -20,7 +21,14 @@ from services.trainer_worker.evidence import EvidenceMaker
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
 from services.trainer_worker.publishing import publish_bayes_router, publish_checkpoint, publish_expert
-from services.trainer_worker.releases import BaseIdentity, Router, current_release, join_release, versions_of
+from services.trainer_worker.releases import (
+    Activation,
+    BaseIdentity,
+    Router,
+    current_release,
+    join_release,
+    versions_of,
+)
 from services.trainer_worker.training_files import examples_of
 
 if TYPE_CHECKING:
@@ -74,6 +82,7 @@ def run_expert_job(context: JobContext) -> Publish:
     default_router = _default_router(context, spec, base, evidence)
     metrics = _metrics(training) | {"base_model": base.name}
     checkpoints = _published_checkpoints(context, spec)
+    activation = _activation(context, spec, base, digest)
 
     def publish(session: Session) -> dict[str, Any]:
         version = register_expert(
@@ -98,15 +107,15 @@ def run_expert_job(context: JobContext) -> Publish:
         }
         if not wants_release(spec):
             return result
-        release = join_release(
+        made = join_release(
             session,
             version,
             base=base,
             default_router=default_router,
-            activate=spec.activate,
+            activation=activation,
             note=f"{spec.name} version {version.version} by {context.job_id}",
         )
-        return result | {"release": release.id, "activated": spec.activate}
+        return result | made.told(session, context.job_id)
 
     return publish
 
@@ -183,6 +192,24 @@ def _default_router(
         context.enter("making the router")
         make()
     return make
+
+
+def _activation(context: JobContext, spec: ExpertJobSpec, base: BaseIdentity, digest: str) -> Activation | None:
+    """Measured against the active release, if there is one that the newcomer would join."""
+    if not spec.activate:
+        return None
+    with context.sessions() as session:
+        current = current_release(session, base)
+    judgement = None
+    if current is not None:
+        digests = {version.expert_name: version.digest for version in versions_of(current)} | {spec.name: digest}
+        candidate = Candidate(
+            experts=[(name, context.storage.artifact(one)) for name, one in digests.items()],
+            router_dir=context.storage.artifact(current.router_digest),
+            graph_dir=context.storage.artifact(current.graph_digest) if current.graph_digest else None,
+        )
+        judgement = judge(context, candidate)
+    return Activation(tolerance_of(context.settings, spec), judgement)
 
 
 def _note_gain(context: JobContext, training: "ExpertTraining") -> None:

@@ -6,13 +6,17 @@ change that somebody else activated meanwhile is never lost: it makes a Conflict
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from services.shared.database.rows import ExpertVersionRow, ReleaseRow
-from services.shared.registry import active_release, create_release
-from services.shared.release_activation import activate_release
+from services.shared.errors import Conflict
+from services.shared.job_events import add_event
+from services.shared.registry import active_release, create_release, set_evaluation
+from services.shared.release_activation import REGRESSION, activate_release
 from services.shared.vocabulary import RouterKind
+from services.trainer_worker.activation_gate import Judgement
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,32 @@ class Router:
     kind: RouterKind
 
 
+@dataclass(frozen=True)
+class Activation:
+    """That a job's release is to be activated, unless it is worse than the active one by more than `tolerance` nats per
+    token in a domain; without a judgement there is nothing to compare."""
+
+    tolerance: float
+    judgement: Judgement | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A job's release, and why it is not active although it was to be."""
+
+    release: ReleaseRow
+    activated: bool
+    refusal: str | None = None
+
+    def told(self, session: Session, job_id: str) -> dict[str, Any]:
+        """What the job's result says of it; a refusal becomes an event too."""
+        told: dict[str, Any] = {"release": self.release.id, "activated": self.activated}
+        if self.refusal is None:
+            return told
+        add_event(session, job_id, f"{self.release.id} is made but not active: {self.refusal}", level="warn")
+        return told | {"not_activated_because": self.refusal}
+
+
 def current_release(session: Session, base: BaseIdentity) -> ReleaseRow | None:
     """The active release, if it is for this base model."""
     active = active_release(session)
@@ -43,25 +73,22 @@ def join_release(
     *,
     base: BaseIdentity,
     default_router: Callable[[], Router],
-    activate: bool,
+    activation: Activation | None,
     note: str,
-) -> ReleaseRow:
+) -> Made:
     """A release with the experts of the active one and `version`, which replaces an earlier version of the same expert.
 
     Router and graph stay the active release's; `default_router` is asked when there is none.
     """
     active = active_release(session)
     current = current_release(session, base)
-    kept = versions_of(current)
-    names = [row.expert_name for row in kept]
-    if version.expert_name in names:
-        kept[names.index(version.expert_name)] = version
-    else:
-        kept.append(version)
+    # A dictionary keeps the place of what is replaced, which is its column.
+    versions = {row.expert_name: row for row in versions_of(current)} | {version.expert_name: version}
     router = Router(current.router_digest, RouterKind(current.router_kind)) if current else default_router()
     # A graph is over a fixed set of experts by name; a newcomer simply has no edges in it.
     graph_digest = current.graph_digest if current else None
-    return _create(session, kept, base, router, graph_digest, _expected(active), activate=activate, note=note)
+    release = _create(session, list(versions.values()), base, router, graph_digest, note=note)
+    return _made(session, release, _expected(active), activation)
 
 
 def release_with_router(
@@ -70,14 +97,15 @@ def release_with_router(
     versions: Sequence[ExpertVersionRow],
     *,
     base: BaseIdentity,
-    activate: bool,
+    activation: Activation | None,
     note: str,
-) -> ReleaseRow:
+) -> Made:
     """A release of `versions` under a new router; the active release's graph stays."""
     current = current_release(session, base)
     graph_digest = current.graph_digest if current else None
     expected = _expected(active_release(session))
-    return _create(session, versions, base, router, graph_digest, expected, activate=activate, note=note)
+    release = _create(session, versions, base, router, graph_digest, note=note)
+    return _made(session, release, expected, activation)
 
 
 def release_with_graph(
@@ -85,7 +113,7 @@ def release_with_graph(
 ) -> ReleaseRow:
     """A staged release that differs from `release` in its graph alone."""
     router = Router(release.router_digest, RouterKind(release.router_kind))
-    return _create(session, versions_of(release), base, router, graph_digest, None, activate=False, note=note)
+    return _create(session, versions_of(release), base, router, graph_digest, note=note)
 
 
 def versions_of(release: ReleaseRow | None) -> list[ExpertVersionRow]:
@@ -97,18 +125,16 @@ def _expected(active: ReleaseRow | None) -> int | None:
     return active.number if active is not None else None
 
 
-def _create(  # noqa: PLR0913
+def _create(
     session: Session,
     versions: Sequence[ExpertVersionRow],
     base: BaseIdentity,
     router: Router,
     graph_digest: str | None,
-    expected_active: int | None,
     *,
-    activate: bool,
     note: str,
 ) -> ReleaseRow:
-    release = create_release(
+    return create_release(
         session,
         base_model=base.name,
         base_fingerprint=base.fingerprint,
@@ -118,6 +144,28 @@ def _create(  # noqa: PLR0913
         version_ids=[version.id for version in versions],
         note=note,
     )
-    if activate:
-        activate_release(session, release.number, expected_active=expected_active)
-    return release
+
+
+def _made(session: Session, release: ReleaseRow, active: int | None, activation: Activation | None) -> Made:
+    """Activate it if that was asked for and the gate lets it through; Conflict if another became active meanwhile."""
+    if activation is None:
+        return Made(release, activated=False)
+    judgement = activation.judgement
+    if judgement is None:
+        activate_release(session, release.number, expected_active=active)
+        return Made(release, activated=True)
+    set_evaluation(session, release.number, judgement.evaluation)
+    if judgement.active != active:
+        return Made(
+            release,
+            activated=False,
+            refusal=f"while it was compared with release-{judgement.active}, another release became active. Evaluate "
+            f"it, then POST /releases/{release.id}/activate.",
+        )
+    try:
+        activate_release(session, release.number, expected_active=active, tolerance=activation.tolerance)
+    except Conflict as error:
+        if error.error_code != REGRESSION:
+            raise
+        return Made(release, activated=False, refusal=error.message)
+    return Made(release, activated=True)

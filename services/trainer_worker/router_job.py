@@ -17,12 +17,14 @@ from services.shared.schemas.sequences import AdapterReport
 from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import Example, read_examples
 from services.shared.vocabulary import RouterKind
+from services.trainer_worker.activation_gate import Candidate, judge, tolerance_of
 from services.trainer_worker.base_identity import configured_base
 from services.trainer_worker.evidence import EvidenceMaker
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
 from services.trainer_worker.publishing import publish_bayes_router, publish_expert
 from services.trainer_worker.releases import (
+    Activation,
     BaseIdentity,
     Router,
     current_release,
@@ -85,6 +87,7 @@ def run_router_job(context: JobContext) -> Publish:
     make = _make_bayes if settings.kind == RouterKind.BAYES else _make_learned
     made = make(context, spec, settings, versions, base)
     router, columns = made.router, made.columns
+    activation = _activation(context, spec, made, base) if spec.activate else None
 
     def publish(session: Session) -> dict[str, Any]:
         result: dict[str, Any] = {
@@ -96,17 +99,32 @@ def run_router_job(context: JobContext) -> Publish:
         }
         if not (spec.create_release or spec.activate):
             return result
-        release = release_with_router(
+        released = release_with_router(
             session,
             router,
             [column.registered(session, context.job_id) for column in columns],
             base=base,
-            activate=spec.activate,
+            activation=activation,
             note=f"{router.kind.value} router by {context.job_id}",
         )
-        return result | {"release": release.id, "activated": spec.activate}
+        return result | released.told(session, context.job_id)
 
     return publish
+
+
+def _activation(context: JobContext, spec: RouterJobSpec, made: Made, base: BaseIdentity) -> Activation:
+    """Measured against the active release, if there is one for this base model."""
+    with context.sessions() as session:
+        current = current_release(session, base)
+    judgement = None
+    if current is not None:
+        candidate = Candidate(
+            experts=[(column.version.expert_name, context.storage.artifact(column.digest)) for column in made.columns],
+            router_dir=context.storage.artifact(made.router.digest),
+            graph_dir=context.storage.artifact(current.graph_digest) if current.graph_digest else None,
+        )
+        judgement = judge(context, candidate)
+    return Activation(tolerance_of(context.settings, spec), judgement)
 
 
 def router_settings(configured: RouterSettings, spec: RouterJobSpec) -> RouterSettings:

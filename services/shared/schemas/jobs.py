@@ -65,6 +65,12 @@ class ExpertJobSpec(JobSpecBase):
     hyperparameters: ExpertHyperparameters = ExpertHyperparameters()
     add_to_release: bool = False
     activate: bool = False
+    tolerance: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="With activate: nats per token that the new release may be worse than the active one in any domain "
+        "that it was evaluated in. Default: the setting releases.regression_tolerance.",
+    )
     keep_checkpoints: bool = Field(
         default=False, description="Also publish the last checkpoints; OpenAI's API names them as models."
     )
@@ -109,6 +115,12 @@ class RouterJobSpec(JobSpecBase):
     hyperparameters: RouterHyperparameters = RouterHyperparameters()
     create_release: bool = True
     activate: bool = False
+    tolerance: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="With activate: nats per token that the new release may be worse than the active one in any domain "
+        "that it was evaluated in. Default: the setting releases.regression_tolerance.",
+    )
 
     def named_files(self) -> dict[str, str]:
         """Text of the experts and of the base row."""

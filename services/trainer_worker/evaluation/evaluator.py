@@ -28,9 +28,8 @@ from services.trainer_worker.evaluation.release_figures import (
     seed_figures,
     unknown_figures,
 )
-from services.trainer_worker.evaluation.staged_reading import StagedReading
+from services.trainer_worker.evaluation.staged_reading import StagedReading, num_batches
 from services.trainer_worker.evaluation.systems import (
-    BATCH,
     Weigh,
     constant,
     gated,
@@ -228,15 +227,11 @@ def _given(weights_BTE: Tensor) -> Weigh:
 
 
 def _num_batches(documents: Documents, text: HeldOutText, spec: EvaluationJobSpec, *, num_experts: int) -> int:
-    whole = {seed: _batches(windows) for seed, windows in documents.whole.items()}
-    switching = {seed: _batches(windows) for seed, windows in documents.switching.items()}
+    whole = {seed: num_batches(windows) for seed, windows in documents.whole.items()}
+    switching = {seed: num_batches(windows) for seed, windows in documents.switching.items()}
     first = spec.seeds[0]
     num_systems = num_experts + 4
     num_gates = len(spec.thresholds) + len(spec.top_ks)
     total = num_systems * (sum(whole.values()) + sum(switching.values()))
-    total += num_gates * (whole[first] + switching[first]) + 3 * _batches(documents.unknown)
+    total += num_gates * (whole[first] + switching[first]) + 3 * num_batches(documents.unknown)
     return total + (len(text.domains) * whole[first] if spec.without_each and num_experts > 1 else 0)
-
-
-def _batches(windows: Windows | None) -> int:
-    return -(-len(windows) // BATCH) if windows is not None else 0

@@ -1,9 +1,12 @@
 """Which held-out text belongs to which expert."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.shared.errors import InvalidRequest
+from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.trainer_worker.evaluation.windows import Streams
 
 
@@ -42,6 +45,15 @@ def in_order(columns: Mapping[str, int], streams: Mapping[str, Streams], unknown
         streams=tuple(streams[domain] for domain in columns),
         unknown=unknown,
     )
+
+
+def documents_name(digests: Mapping[str, str], domains: Sequence[str], spec: EvaluationJobSpec) -> str:
+    """The name of drawn documents, `digests` by seed: losses are compared only where every token read was the same."""
+    digest = hashlib.sha256(json.dumps([dict(digests), list(domains)]).encode()).hexdigest()
+    return (
+        f"held-out text {digest[:16]}: up to {spec.max_documents} documents per domain of up to {spec.max_tokens} "
+        f"tokens, seeds {', '.join(map(str, spec.seeds))}"
+    )[:200]
 
 
 def _column(domain: str, experts: Sequence[tuple[str, str | None]]) -> int:

@@ -12,6 +12,11 @@ from services.trainer_worker.progress import StepClock, TrainingProgress, Traini
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 
+def num_batches(windows: Windows | None) -> int:
+    """Steps that reading them takes."""
+    return -(-len(windows) // BATCH) if windows is not None else 0
+
+
 class StagedReading:
     """Reads systems one after the other and keeps each one's losses in `folder`, whole or not at all.
 
@@ -41,7 +46,7 @@ class StagedReading:
         """The system's readings of these windows. `stage` and `system` name them: the same names, the same readings."""
         file = self._folder / f"{stage}-{system}.npz"
         if file.exists():
-            self._step += -(-len(windows) // BATCH)
+            self._step += num_batches(windows)
             with np.load(file) as kept:
                 return Readings(kept["nats_BT"], weigh(windows).float().numpy(), float(kept["tokens_per_s"]))
         self._clock = self._clock or StepClock(self._step)

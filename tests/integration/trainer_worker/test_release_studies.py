@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -21,17 +21,17 @@ from services.shared.modeling.base_model import LoadedBase, load_base_model
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.cooperation_graph import CooperationGraph
 from services.shared.modeling.router_artifact import write_bayes_router
-from services.shared.registry import create_release, find_release, register_expert
+from services.shared.registry import active_release, create_release, find_release, register_expert
 from services.shared.release_activation import activate_release
 from services.shared.release_evaluation import stored_evaluation
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertHyperparameters, RouterJobSpec
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.storage import Storage
 from services.shared.training_text import Example
-from services.shared.vocabulary import JobStatus
+from services.shared.vocabulary import JobStatus, VersionStatus
 from services.trainer_worker.cooperation_graph_job import run_cooperation_graph_job
 from services.trainer_worker.evaluation.systems import read
 from services.trainer_worker.job_context import JobContext
@@ -557,3 +557,84 @@ def test_reading_with_only_the_experts_that_speak_changes_nothing(
         speaking = ensemble.nats(ids_BT, weights_BTE, only_speaking=True)
 
     np.testing.assert_allclose(every, speaking, atol=1e-5)
+
+
+class TestActivationByAJob:
+    DEAF: Final = {"temper": 1e-9, "expert_selection_threshold": 0.9}
+    """A router that hears nothing never lets an expert speak."""
+
+    @pytest.fixture
+    def reroute(
+        self, run_job: Callable[[JobSpecBase], JobRow], upload: Callable[[str, str], str], shared_material: Path
+    ) -> Callable[..., JobRow]:
+        """A job that makes a router over the active release's experts and is to activate it."""
+        wiki = (shared_material / "data" / "text" / "wiki_demo.txt").read_text(encoding="utf-8")[:40_000]
+        generic = upload("wiki.txt", wiki)
+        return lambda **fields: run_job(
+            RouterJobSpec.model_validate({"generic_file": generic, "activate": True} | fields)
+        )
+
+    def test_is_refused_where_a_domain_becomes_worse_and_the_release_is_there(
+        self,
+        run: Callable[..., JobRow],
+        reroute: Callable[..., JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        sessions: sessionmaker[Session],
+    ) -> None:
+        quick = {"thresholds": (), "top_ks": (), "without_each": False}
+        measured = run(held_out=held_out, **quick)
+        assert measured.result is not None, measured.error
+
+        refused = reroute(settings=self.DEAF)
+        tolerated = reroute(settings=self.DEAF, tolerance=50.0)
+        checked = run(held_out=held_out, release=refused.result["release"], **quick)
+
+        assert refused.status == JobStatus.SUCCEEDED, refused.error
+        assert refused.result["activated"] is False
+        assert "plays (" in refused.result["not_activated_because"]
+        assert f"worse than the active {release.id}" in refused.result["not_activated_because"]
+        with sessions() as session:
+            kept = find_release(session, int(refused.result["release"].removeprefix("release-")))
+            warned = [event.message for event in list_events(session, refused.id) if event.level == "warn"]
+            now_active = active_release(session)
+        assert kept.status == VersionStatus.STAGED
+        assert any("is made but not active" in message for message in warned)
+        assert tolerated.result["activated"] is True
+        assert now_active is not None
+        assert now_active.id == tolerated.result["release"]
+        before, gate, afterwards = (
+            stored_evaluation(one)
+            for one in (measured.result["evaluation"], kept.evaluation, checked.result["evaluation"])
+        )
+        assert gate is not None
+        assert gate == afterwards, "the gate measures what an evaluation job measures"
+        assert before is not None
+        assert all(gate.losses[domain] > before.losses[domain] for domain in before.losses)
+
+    def test_goes_through_where_no_domain_becomes_worse_and_hands_its_evaluation_on(
+        self,
+        run: Callable[..., JobRow],
+        reroute: Callable[..., JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        sessions: sessionmaker[Session],
+    ) -> None:
+        run(held_out=held_out, thresholds=(), top_ks=(), without_each=False)
+
+        rerouted = reroute(tolerance=0.5)
+        refused = reroute(settings=self.DEAF)
+
+        assert rerouted.result["activated"] is True, rerouted.result
+        assert refused.result["activated"] is False
+        assert f"the active {rerouted.result['release']}" in refused.result["not_activated_because"]
+
+    def test_says_that_nothing_was_compared_where_nothing_was_measured(
+        self, reroute: Callable[..., JobRow], release: ReleaseRow, sessions: sessionmaker[Session]
+    ) -> None:
+        row = reroute(settings=self.DEAF)
+
+        assert row.result["activated"] is True
+        with sessions() as session:
+            told = [event.message for event in list_events(session, row.id)]
+        assert any(f"{release.id} was not evaluated by a job" in message for message in told)

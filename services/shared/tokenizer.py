@@ -30,6 +30,7 @@ _ROPES_BY_LENGTH: Final = ("longrope", "su")
 _MAX_TEMPLATE_OUTPUT: Final = 4 * 1024**2
 _MAX_TEMPLATE_BYTES: Final = 1024**2
 _LONGEST_REASON: Final = 300
+_MARK: Final = "amoe_generation_mark"
 _STREAM_CONTEXT_TOKENS: Final = 8
 _MAX_TOKENS_PER_CHARACTER: Final = 8  # UTF-8 needs 4 bytes; more tokens than this are not a character but noise
 
@@ -105,16 +106,19 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        generation_mark: str = "",
     ) -> str:
         """Messages as one prompt by the model's template, run in a sandbox. Encode it with add_special_tokens=False.
 
-        Without a template: `role: content` lines. Raises InvalidRequest when the template refuses the messages.
+        `generation_mark` is written around what the template encloses in `{% generation %}` (chat_turns.py). Without a
+        template: `role: content` lines. Raises InvalidRequest when the template refuses the messages.
         """
         try:
             pieces = self._template.generate(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=tools,
+                **{_MARK: generation_mark},
                 **self._special_tokens,
             )
             return _joined(pieces)
@@ -301,14 +305,16 @@ def _chat_template(base_model: str, tokenizer_config: Mapping[str, Any]) -> str 
 
 
 class GenerationTag(Extension):
-    """`{% generation %}` marks an assistant's words in templates for training; for us it is what it encloses."""
+    """`{% generation %}` marks an assistant's words in templates for training: what it encloses, between two marks."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """The nodes up to `{% endgeneration %}`."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        first, last = (nodes.Output([nodes.Name(_MARK, "load", lineno=line)], lineno=line) for _ in range(2))
+        return [first, *body, last]
 
 
 def _joined(pieces: Iterable[str]) -> str:

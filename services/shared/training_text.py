@@ -6,8 +6,9 @@ Records are JSON lines, CSV or Parquet (training_records.py). Every complaint na
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from services.shared.chat_turns import ChatTemplate, Span, render_chat
 from services.shared.errors import InvalidDataset, InvalidRequest
 from services.shared.training_records import RecordFile, TextLines, open_records
 
@@ -21,16 +22,11 @@ _COLUMNS: Final = frozenset({"text", "prompt", "completion", "messages"})
 
 @dataclass(frozen=True)
 class Example:
-    """One document. `completion_start` is the character where the completion begins; None: all text counts."""
+    """One document. `completions` are the characters that answer something: a completion, or every turn of an
+    assistant; none of them if they cannot be told apart; None where all text counts."""
 
     text: str
-    completion_start: int | None
-
-
-class ChatTemplate(Protocol):
-    """Messages as text; `Tokenizer.apply_chat_template` is one."""
-
-    def __call__(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str: ...
+    completions: tuple[Span, ...] | None
 
 
 def read_examples(path: Path, *, filename: str, chat_template: ChatTemplate | None = None) -> list[Example]:
@@ -77,7 +73,8 @@ def _example(fields: Mapping[str, Any], records: RecordFile, chat_template: Chat
     if forms == ["messages"]:
         return _conversation(fields["messages"], records, chat_template)
     prompt = _text(fields, "prompt", records, may_be_empty=True)
-    return Example(prompt + _text(fields, "completion", records), len(prompt))
+    text = prompt + _text(fields, "completion", records)
+    return Example(text, ((len(prompt), len(text)),))
 
 
 def _text(fields: Mapping[str, Any], key: str, records: RecordFile, *, may_be_empty: bool = False) -> str:
@@ -103,16 +100,16 @@ def _conversation(messages: Any, records: RecordFile, chat_template: ChatTemplat
     if not isinstance(messages, list) or not messages:
         raise records.complaint("'messages' must be a list of at least one message.")
     checked = [_message(message, records) for message in messages]
-    if checked[-1]["role"] == "assistant" and messages[-1].get("weight") == 0:
-        raise records.complaint("the last message has weight 0, so there is nothing to learn; leave it out.")
+    learned = [one.get("weight") != 0 for one in messages if one["role"] == "assistant"]
+    if learned and not any(learned):
+        raise records.complaint("every assistant message has weight 0, so there is nothing to learn; leave it out.")
     try:
-        text = chat_template(checked, add_generation_prompt=False)
-        if checked[-1]["role"] != "assistant":
-            return Example(text, None)
-        prompt = chat_template(checked[:-1], add_generation_prompt=True) if len(checked) > 1 else ""
+        text, turns = render_chat(checked, chat_template)
     except InvalidRequest as error:
         raise records.complaint(error.message) from error
-    return Example(text, len(prompt) if text.startswith(prompt) else None)
+    if not turns:
+        return Example(text, None)
+    return Example(text, tuple(span for span, wanted in zip(turns, learned, strict=True) if wanted and span))
 
 
 def _message(message: Any, records: RecordFile) -> dict[str, str]:
@@ -121,7 +118,9 @@ def _message(message: Any, records: RecordFile) -> dict[str, str]:
     return {"role": message["role"], "content": _text(message, "content", records, may_be_empty=True)}
 
 
-def _plain_chat(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+def _plain_chat(
+    messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, generation_mark: str = ""
+) -> str:
     text = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
     return f"{text}assistant: " if add_generation_prompt else text
 

@@ -45,25 +45,31 @@ class Document:
     learned_T: npt.NDArray[np.bool_]
 
 
-def make_blocks(
+def make_blocks(  # noqa: PLR0913
     examples: "Sequence[Example]",
     tokenizer: Any,
     *,
     max_length: int,
     packing: bool,
     completion_only: bool,
+    last_turn_only: bool = False,
     seed: int,
 ) -> list[Block]:
     """Blocks of at most `max_length` tokens, in an order fixed by `seed`; without packing, one piece to a block.
 
     Raises InvalidDataset when nothing is left to learn.
     """
-    documents = tokenise(examples, tokenizer, completion_only=completion_only)
+    documents = tokenise(examples, tokenizer, completion_only=completion_only, last_turn_only=last_turn_only)
     pieces = [piece for document in documents for piece in _pieces(document, max_length) if piece.num_targets]
     if not pieces:
         raise InvalidDataset(
             f"None of the {len(examples)} examples has a token to learn: texts need at least two tokens"
-            + (", and completions must not be empty." if completion_only else ".")
+            + (
+                ", completions must not be empty, and an assistant's turns must be told apart by the chat template "
+                "(it may mark them with {% generation %})."
+                if completion_only
+                else "."
+            )
         )
     order = np.random.default_rng(seed).permutation(len(pieces))
     shuffled = [pieces[index] for index in order]
@@ -83,8 +89,13 @@ def split_examples(
     return train, validation
 
 
-def tokenise(examples: "Sequence[Example]", tokenizer: Any, *, completion_only: bool = False) -> list[Document]:
-    """Each example as a document: begin-of-text where the tokenizer uses one, the text, end-of-text if there is one."""
+def tokenise(
+    examples: "Sequence[Example]", tokenizer: Any, *, completion_only: bool = False, last_turn_only: bool = False
+) -> list[Document]:
+    """Each example as a document: begin-of-text where the tokenizer uses one, the text, end-of-text if there is one.
+
+    With `completion_only` its completions are learned, all of them or the last: every token with a character in one.
+    """
     if not examples:
         return []
     begin, end = _begin_id(tokenizer), tokenizer.eos_token_id
@@ -99,8 +110,12 @@ def tokenise(examples: "Sequence[Example]", tokenizer: Any, *, completion_only: 
     for row, example in enumerate(examples):
         ids = list(encoded["input_ids"][row])
         learned = [True] * len(ids)
-        if completion_only and example.completion_start is not None:
-            learned = [stop > example.completion_start for _, stop in encoded["offset_mapping"][row]]
+        if completion_only and example.completions is not None:
+            spans = example.completions[-1:] if last_turn_only else example.completions
+            learned = [
+                any(start < last and stop > first for first, last in spans)
+                for start, stop in encoded["offset_mapping"][row]
+            ]
         documents.append(_framed(ids, learned, begin, end))
     return documents
 
@@ -110,7 +125,8 @@ def _framed(ids: list[int], learned: list[bool], begin: int | None, end: int | N
     if begin is not None and ids[:1] != [begin]:
         ids, learned = [begin, *ids], [False, *learned]
     if end is not None and ids[-1:] != [end]:
-        ids, learned = [*ids, end], [*learned, True]
+        # A text ends where its last word does: whoever learns that learns this.
+        ids, learned = [*ids, end], [*learned, learned[-1] if learned else True]
     return Document(np.array(ids, dtype=np.int64), np.array(learned, dtype=np.bool_))
 
 

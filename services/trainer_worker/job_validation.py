@@ -8,7 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -52,7 +52,8 @@ def validate_job(context: JobContext) -> None:
     files = {field: _found(context, field, file_id) for field, file_id in spec.named_files().items()}
     for field, (row, path) in files.items():
         context.enter(f"validating {field}")
-        _same_bytes(context, field, row, path)
+        if _has_changed(context, row, path):
+            _refuse_changed(context, spec, field, row, path)
     _well_formed(context, spec, files, fingerprint)
 
 
@@ -120,18 +121,28 @@ def _found(context: JobContext, field: str, file_id: str) -> tuple[FileRow, Path
     return row, path
 
 
-def _same_bytes(context: JobContext, field: str, row: FileRow, path: Path) -> None:
+def _has_changed(context: JobContext, row: FileRow, path: Path) -> bool:
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         digest.update(chunk)
         context.stop_if_asked()
-    if digest.hexdigest() != row.sha256:
-        raise JobFailed(
-            f"The bytes of {row.id} ({row.filename}) are no longer those that were uploaded: upload the file again and "
-            "submit a new job.",
-            param=field,
-            code="file_changed",
-        )
+    return digest.hexdigest() != row.sha256
+
+
+def _refuse_changed(context: JobContext, spec: JobSpecBase, field: str, row: FileRow, path: Path) -> NoReturn:
+    """Name the line that is damaged, if one is, else say what has happened."""
+    if spec.files_are_text:
+        _read_through(context, field, path, filename=row.filename, tokenizer=_tokenizer(context))
+    raise JobFailed(
+        f"The bytes of {row.id} ({row.filename}) are no longer those that were uploaded: upload the file again and "
+        "submit a new job.",
+        param=field,
+        code="file_changed",
+    )
+
+
+def _tokenizer(context: JobContext) -> Tokenizer:
+    return load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -150,7 +161,7 @@ def _well_formed(
     marker = context.folder.work / "validated"
     if marker.exists() and marker.read_text() == seen:
         return
-    tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
+    tokenizer = _tokenizer(context)
     for field, (row, path) in files.items():
         context.enter(f"reading {field}")
         _read_through(context, field, path, filename=row.filename, tokenizer=tokenizer)

@@ -42,7 +42,12 @@ class ExpertHyperparameters(Spec):
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     packing: bool = True
-    completion_only_loss: bool = False
+    completion_only_loss: bool = Field(
+        default=False, description="Learn completions, and the assistant's turns of chats, but not what they answer."
+    )
+    chat_turns: Literal["all", "last"] = Field(
+        default="all", description="With completion_only_loss: the assistant's turns of a chat that are learned."
+    )
     eval_steps: int | None = Field(default=None, ge=1, description="Default: ten evaluations in all.")
     early_stopping_patience: int = Field(
         default=3, ge=0, description="Evaluations without improvement; 0 = never stop early."

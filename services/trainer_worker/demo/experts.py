@@ -27,7 +27,7 @@ EXEMPLARS = "exemplars.jsonl"
 
 def as_example(item: Item) -> Example:
     """The item as training code takes it: one text, with the place where the completion begins."""
-    return Example(text=item.text, completion_start=len(item.prompt))
+    return Example(text=item.text, completions=((len(item.prompt), len(item.text)),))
 
 
 def train_demo_expert(

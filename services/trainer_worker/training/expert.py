@@ -179,6 +179,7 @@ def _blocks(
         max_length=hyperparameters.max_length,
         packing=packing,
         completion_only=hyperparameters.completion_only_loss,
+        last_turn_only=hyperparameters.chat_turns == "last",
         seed=hyperparameters.seed,
     )
     return blocks(train), blocks(validation)
@@ -239,7 +240,7 @@ def _fingerprint(
     digest = hashlib.sha256(f"{base_model}\n{hyperparameters.model_dump_json()}".encode())
     for part in (train, validation):
         for example in part:
-            digest.update(f"{len(example.text)}:{example.completion_start}:{example.text}".encode())
+            digest.update(f"{len(example.text)}:{example.completions}:{example.text}".encode())
         digest.update(b"|")
     return digest.hexdigest()
 

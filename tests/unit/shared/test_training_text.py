@@ -23,12 +23,12 @@ class TestForms:
         ("line", "example"),
         [
             ({"text": "whole"}, Example("whole", None)),
-            ({"prompt": "2+2=", "completion": "4"}, Example("2+2=4", 4)),
-            ({"prompt": "", "completion": "4"}, Example("4", 0)),
+            ({"prompt": "2+2=", "completion": "4"}, Example("2+2=4", ((4, 5),))),
+            ({"prompt": "", "completion": "4"}, Example("4", ((0, 1),))),
             ({"text": "with others", "id": 7}, Example("with others", None)),
             (
                 {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
-                Example("user: hi\nassistant: ho\n", len("user: hi\nassistant: ")),
+                Example("user: hi\nassistant: ho\n", ((20, 23),)),
             ),
             ({"messages": [{"role": "user", "content": "hi"}]}, Example("user: hi\n", None)),
         ],
@@ -39,8 +39,23 @@ class TestForms:
 
         assert read_examples(path, filename="a.jsonl") == [example]
 
+    def test_every_turn_of_the_assistant_is_a_completion_but_those_of_weight_0(self, tmp_path: Path) -> None:
+        chat = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "d", "weight": 0},
+            {"role": "assistant", "content": "e", "weight": 1},
+            {"role": "user", "content": "thanks"},
+        ]
+
+        [example] = read_examples(written(tmp_path, json.dumps({"messages": chat})), filename="a.jsonl")
+
+        assert example.completions is not None
+        assert [example.text[slice(*span)] for span in example.completions] == ["b\n", "e\n"]
+
     def test_a_models_own_chat_template_is_used(self, tmp_path: Path) -> None:
-        def template(messages: object, *, add_generation_prompt: bool) -> str:
+        def template(messages: object, *, add_generation_prompt: bool, generation_mark: str = "") -> str:
             return "<p>" if add_generation_prompt else "<p>answer"
 
         path = written(
@@ -48,10 +63,12 @@ class TestForms:
             json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer"}]}),
         )
 
-        assert read_examples(path, filename="a.jsonl", chat_template=template) == [Example("<p>answer", 3)]
+        assert read_examples(path, filename="a.jsonl", chat_template=template) == [Example("<p>answer", ((3, 9),))]
 
     def test_a_conversation_that_the_template_refuses_is_named_by_its_line(self, tmp_path: Path) -> None:
-        def template(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+        def template(
+            messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, generation_mark: str = ""
+        ) -> str:
             if messages[0]["role"] != "user":
                 raise InvalidRequest("The chat template refuses these messages: start with the user")
             return "chat"

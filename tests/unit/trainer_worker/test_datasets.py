@@ -86,13 +86,38 @@ class TestDocuments:
         assert all(len(block.token_ids_T) <= 16 for block in blocks)
 
     def test_learn_only_the_completion_when_asked(self, tokenizer: Any) -> None:
-        examples = [Example("2+2=4", 4)]
+        examples = [Example("2+2=4", ((4, 5),))]
 
         (block,) = make_blocks(examples, tokenizer, max_length=32, packing=True, completion_only=True, seed=0)
 
         learned = block.labels_T[block.labels_T != IGNORED]
         assert tokenizer.decode(learned, skip_special_tokens=True) == "4"
         assert learned[-1] == END
+
+    @pytest.mark.parametrize(("last", "learned"), [(False, "yes.no."), (True, "no.")], ids=["all turns", "the last"])
+    def test_learn_all_turns_of_a_chat_or_the_last(self, tokenizer: Any, learned: str, *, last: bool) -> None:
+        text = "Q yes. Q no."
+        examples = [Example(text, ((2, 6), (9, 12)))]
+
+        (block,) = make_blocks(
+            examples, tokenizer, max_length=32, packing=True, completion_only=True, last_turn_only=last, seed=0
+        )
+
+        labels = block.labels_T[block.labels_T != IGNORED]
+        assert tokenizer.decode(labels, skip_special_tokens=True).replace(" ", "") == learned
+        assert labels[-1] == END
+
+    def test_learn_no_end_after_words_that_are_not_learned(self, tokenizer: Any) -> None:
+        (block,) = make_blocks(
+            [Example("Q yes. Q", ((2, 6),))], tokenizer, max_length=32, packing=True, completion_only=True, seed=0
+        )
+
+        assert block.token_ids_T[-1] == END
+        assert block.labels_T[-1] == IGNORED
+
+    def test_whose_turns_cannot_be_told_apart_are_refused_with_what_helps(self, tokenizer: Any) -> None:
+        with pytest.raises(InvalidDataset, match=r"\{% generation %\}"):
+            make_blocks([Example("Q", ())], tokenizer, max_length=32, packing=True, completion_only=True, seed=0)
 
     def test_without_a_token_to_learn_are_refused_with_what_is_needed(self, tokenizer: Any) -> None:
         with pytest.raises(InvalidDataset, match="None of the 0 examples"):

@@ -104,13 +104,13 @@ def shown_event(row: JobEventRow) -> FineTuningEvent:
 
 
 def shown_checkpoints(row: JobRow, *, base: str) -> list[FineTuningCheckpoint]:
-    """The checkpoints that a job has published, the last first; none before it has succeeded."""
-    checkpoints = (row.result or {}).get("checkpoints", ())
+    """The checkpoints that a job has published by now, best and last among them; the last first."""
+    checkpoints = row.checkpoints or ()
     name = row.spec["name"]
     return [
         FineTuningCheckpoint(
             id=f"ftckpt_{row.id.removeprefix('job-')}_{kept['step']}",
-            created_at=_seconds(row.finished_at) or 0,
+            created_at=kept["created_at"],
             fine_tuned_model_checkpoint=fine_tuned_model(base, name, row.id, step=kept["step"]),
             fine_tuning_job_id=openai_id(row.id),
             step_number=kept["step"],

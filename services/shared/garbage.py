@@ -1,7 +1,7 @@
 """Files that nothing refers to any more: found, and removed once they are old enough.
 
-What refers to an artifact is a release, an expert version, or the specification or result of a job. Who is about to
-refer to one has published it within the grace period, which is why that is hours.
+What refers to an artifact is a release, an expert version, or the specification, checkpoints or result of a job. Who is
+about to refer to one has published it within the grace period, which is why that is hours.
 """
 
 import time
@@ -144,7 +144,8 @@ def _named_in_jobs(session: Session, pattern: str) -> set[str]:
 
 
 def _told_by_jobs() -> ColumnElement[str]:
-    return cast(JobRow.spec, Text) + func.coalesce(cast(JobRow.result, Text), "")
+    told = (func.coalesce(cast(column, Text), "") for column in (JobRow.result, JobRow.checkpoints))
+    return sum(told, start=cast(JobRow.spec, Text))
 
 
 def _moment(seconds: float) -> datetime:

@@ -5,7 +5,7 @@ conditional on being the owner, so a worker that was taken for dead cannot write
 database's, so workers' clocks do not matter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -106,6 +106,11 @@ def record_progress(session: Session, job_id: str, *, owner: str, progress: JobP
     counted = None if progress.total_steps is not None else {"phase", "seconds_left"}
     values = progress.model_dump(include=counted)
     session.execute(update(JobRow).where(_owned_by(job_id, owner)).values(**values))
+
+
+def record_checkpoints(session: Session, job_id: str, *, owner: str, checkpoints: Sequence[Mapping[str, Any]]) -> None:
+    """Write which checkpoints the job has published and still has, if it is the owner's."""
+    session.execute(update(JobRow).where(_owned_by(job_id, owner)).values(checkpoints=list(map(dict, checkpoints))))
 
 
 def hold_job(session: Session, job_id: str, *, owner: str) -> JobRow | None:

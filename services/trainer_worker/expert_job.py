@@ -1,7 +1,7 @@
 """Jobs of kind `expert`: train an adapter, publish it with its evidence and, if asked, let it join the mixture."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
@@ -61,6 +61,7 @@ def run_expert_job(context: JobContext) -> Publish:
         on_progress=context.report,
         should_stop=context.should_stop,
         should_keep_state=context.should_keep_state,
+        on_checkpoint=partial(_publish_checkpoints, context, spec, {}),
         num_threads=settings.trainer.num_threads,
     )
     _note_gain(context, training)
@@ -81,7 +82,7 @@ def run_expert_job(context: JobContext) -> Publish:
     digest = publish_expert(context.storage, training.adapter_dir, examples=train, evidence=evidence)
     default_router = _default_router(context, spec, base, evidence)
     metrics = _metrics(training) | {"base_model": base.name}
-    checkpoints = _published_checkpoints(context, spec)
+    checkpoints = _publish_checkpoints(context, spec, {})
     activation = _activation(context, spec, base, digest)
 
     def publish(session: Session) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def run_expert_job(context: JobContext) -> Publish:
             "digest": digest,
             "metrics": metrics,
             "artifacts": {"expert": digest},
-            **checkpoints,
+            **({"checkpoints": checkpoints} if spec.keep_checkpoints else {}),
         }
         if not wants_release(spec):
             return result
@@ -120,12 +121,19 @@ def run_expert_job(context: JobContext) -> Publish:
     return publish
 
 
-def _published_checkpoints(context: JobContext, spec: ExpertJobSpec) -> dict[str, Any]:
-    """Those that are left at the end: the best one, the last one and one beside them."""
+def _publish_checkpoints(
+    context: JobContext, spec: ExpertJobSpec, published: dict[int, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Those that the training has by now, best and last among them, so that they can be asked while it goes on and if
+    it fails; `published` are known from before, by step."""
     if not spec.keep_checkpoints:
-        return {}
-    kept = trained_checkpoints(context.folder.work / "checkpoints")
-    return {"checkpoints": [publish_checkpoint(context.storage, checkpoint) for checkpoint in kept]}
+        return []
+    for checkpoint in (kept := trained_checkpoints(context.folder.work / "checkpoints")):
+        if checkpoint.step not in published:
+            published[checkpoint.step] = publish_checkpoint(context.storage, checkpoint)
+    told = [published[checkpoint.step] for checkpoint in kept]
+    context.keep_checkpoints(told)
+    return told
 
 
 def wants_release(spec: ExpertJobSpec) -> bool:

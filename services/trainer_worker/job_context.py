@@ -5,7 +5,7 @@ import logging
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ class Note(Protocol):
 @dataclass(frozen=True)
 class JobContext:
     """One attempt at one job. `report`, `note` and `should_stop` may be called as often as one likes: none blocks.
+    `keep_checkpoints` takes all that are published, as the row is to tell them.
 
     `should_keep_state` says of a job that should stop that it will go on later (it is to be paused, or the worker shuts
     down): what can checkpoint does so first, at the end of its step, and then raises TrainingStopped.
@@ -48,6 +49,7 @@ class JobContext:
     folder: "JobFolder"
     report: Callable[[TrainingProgress], None]
     note: Note
+    keep_checkpoints: Callable[[Sequence[Mapping[str, Any]]], None]
     should_stop: Callable[[], bool]
     should_keep_state: Callable[[], bool]
 

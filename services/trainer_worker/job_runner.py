@@ -177,6 +177,7 @@ class JobRunner:
             folder=folder,
             report=pulse.report,
             note=pulse.note,
+            keep_checkpoints=pulse.keep_checkpoints,
             should_stop=should_stop,
             should_keep_state=should_keep_state,
         )

@@ -25,14 +25,20 @@ def publish_expert(storage: Storage, source: Path, *, examples: Sequence[Example
 
 
 def publish_checkpoint(storage: Storage, checkpoint: TrainedCheckpoint) -> dict[str, Any]:
-    """Publish a checkpoint's adapter alone; what comes back is what the job's result keeps of it."""
+    """Publish a checkpoint's adapter alone; what comes back is what the job's row keeps of it."""
     with storage.stage() as staged:
         folder = staged / "checkpoint"
         folder.mkdir()
         for name in ADAPTER_FILES:
             shutil.copy2(checkpoint.folder / name, folder / name)
         digest = storage.publish(folder)
-    return {"step": checkpoint.step, "digest": digest, "loss": checkpoint.loss, "eval_loss": checkpoint.eval_loss}
+    return {
+        "step": checkpoint.step,
+        "digest": digest,
+        "loss": checkpoint.loss,
+        "eval_loss": checkpoint.eval_loss,
+        "created_at": int(checkpoint.folder.stat().st_mtime),
+    }
 
 
 def publish_bayes_router(storage: Storage, settings: RouterSettings, base_row: BaseRow) -> Router:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import TrainerSettings
 from services.shared.job_events import EventLevel, EventType, add_event
-from services.shared.job_lease import Lease, read_lease, record_progress, renew_lease
+from services.shared.job_lease import Lease, read_lease, record_checkpoints, record_progress, renew_lease
 from services.shared.job_metrics import record_metrics
 from services.shared.schemas.jobs import JobProgress
 from services.shared.telemetry import get_logger
@@ -61,6 +61,7 @@ class Pulse:
         self._counted: TrainingProgress | None = None
         self._last_metrics_step = 0
         self._events: deque[Event] = deque()
+        self._checkpoints: Sequence[Mapping[str, Any]] | None = None
         self._series = MetricSeries()
         self._points: deque[MetricPoint] = deque()
         self._writing = threading.Lock()
@@ -100,6 +101,10 @@ class Pulse:
         """Remember an event."""
         self._events.append(Event(message, "message", level, data or {}))
 
+    def keep_checkpoints(self, checkpoints: Sequence[Mapping[str, Any]]) -> None:
+        """Remember which checkpoints are published, instead of those said before."""
+        self._checkpoints = checkpoints
+
     def flush(self) -> None:
         """Renew the lease and write what has not been written yet. Raises what the database raises."""
         self._beat(renew=True)
@@ -120,12 +125,17 @@ class Pulse:
     def _beat(self, *, renew: bool) -> None:
         with self._writing:
             progress, events, points = self._progress, tuple(self._events), tuple(self._points)
+            checkpoints = self._checkpoints
             with self._sessions.begin() as session:
                 lease = self._lease(session, renew=renew)
                 if lease.held:
                     self._write(session, progress, events)
                     self._write_points(session, points)
+                    if checkpoints is not None:
+                        record_checkpoints(session, self._job_id, owner=self._owner, checkpoints=checkpoints)
             self._forget(progress, len(events))
+            if self._checkpoints is checkpoints:
+                self._checkpoints = None
             for _ in points:
                 self._points.popleft()
         self.lost = self.lost or not lease.held

@@ -125,7 +125,7 @@ async def list_events(
 async def list_checkpoints(
     fine_tuning_job_id: str, resources: ResourcesDep, limit: _Limit = 10, after: After = None
 ) -> FineTuningCheckpoints:
-    """The last states of a training that has succeeded, each a `model` of its own; the last first."""
+    """The best and the last states of a training, while it runs and however it ended: `model`s, the last first."""
     row = await _found(fine_tuning_job_id, resources)
     checkpoints = shown_checkpoints(row, base=base_name(resources))
     ids = [checkpoint.id for checkpoint in checkpoints]

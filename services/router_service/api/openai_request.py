@@ -105,14 +105,15 @@ async def speakers_of_model(model: str, resources: Resources) -> Speakers:
 
 async def _fine_tuned_speaker(model: str, base: str, resources: Resources) -> Speakers:
     name = read_fine_tuned(model, base=base)
-    version = await resources.fine_tuned.find(name)
-    if version is None:
+    found = await resources.fine_tuned.find(name)
+    if found is None:
         raise unknown_model(model)
-    # An expert that was retired speaks under none of its names.
-    await resources.catalog.look_up(
-        lambda now: speakers_of(expert_model(base, name.expert), base=base, registered=now.registered)
-    )
-    return Speakers(weights={name.expert: 1.0}, versions={name.expert: version})
+    if found.is_registered:
+        # An expert that was retired speaks under none of its names.
+        await resources.catalog.look_up(
+            lambda now: speakers_of(expert_model(base, name.expert), base=base, registered=now.registered)
+        )
+    return Speakers(weights={name.expert: 1.0}, versions={name.expert: found.version})
 
 
 async def _speakers(body: TextRequest, resources: Resources) -> Speakers:

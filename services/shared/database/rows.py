@@ -192,6 +192,7 @@ class JobRow(Row):
     total_steps: Mapped[int | None]
     loss: Mapped[float | None]
     seconds_left: Mapped[float | None]
+    checkpoints: Mapped[list[Json] | None] = mapped_column(JSONB(none_as_null=True))  # published, by step
     result: Mapped[Json | None]
     error: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

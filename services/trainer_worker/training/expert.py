@@ -71,6 +71,7 @@ def train_expert(  # noqa: PLR0913
     on_progress: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
     should_keep_state: Callable[[], bool] = lambda: False,
+    on_checkpoint: Callable[[], object] = lambda: None,
     resume: bool = True,
     num_threads: int | None = None,
 ) -> ExpertTraining:
@@ -80,7 +81,8 @@ def train_expert(  # noqa: PLR0913
     the CPU, ends with exactly the weights of an uninterrupted run; called after the end, it returns the same
     result at once; called with other arguments, it starts over. Raises TrainingStopped within one step of
     `should_stop()`, after a checkpoint if `should_keep_state()` too, InvalidDataset or InvalidRequest for what
-    the caller can mend, JobFailed for a loss that left the finite numbers.
+    the caller can mend, JobFailed for a loss that left the finite numbers. `on_checkpoint()` is called whenever another
+    checkpoint is whole.
     """
     started_at = time.monotonic()
     if num_threads is not None:
@@ -114,7 +116,7 @@ def train_expert(  # noqa: PLR0913
     with model.disable_adapter():
         base_eval_loss = trainer.validation_loss()
     divergence = Divergence(base_eval_loss=base_eval_loss, vocab_size=vocab_size_of(base))
-    checkpointing = Checkpointing(folder.checkpoints, should_keep_state=should_keep_state)
+    checkpointing = Checkpointing(folder.checkpoints, should_keep_state=should_keep_state, on_checkpoint=on_checkpoint)
     training_since = time.monotonic()
     state = _run(trainer, hyperparameters, folder, callbacks=(divergence, checkpointing), on_progress=on_progress)
     assert state.best_global_step is not None

@@ -61,17 +61,19 @@ class Divergence(TrainerCallback):
 
 class Checkpointing(TrainerCallback):
     """A checkpoint with every evaluation, at the end, every CHECKPOINT_EVERY_S, and before a stop after which the
-    training is to go on; each is marked once it is whole."""
+    training is to go on; each is marked once it is whole, and then told."""
 
     def __init__(
         self,
         folder: Path,
         *,
         should_keep_state: Callable[[], bool] = lambda: False,
+        on_checkpoint: Callable[[], object] = lambda: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._should_keep_state = should_keep_state
+        self._on_checkpoint = on_checkpoint
         self._now = now
         self._saved_at = now()
 
@@ -87,6 +89,7 @@ class Checkpointing(TrainerCallback):
         """Mark the checkpoint that was just written, and stop if that was what it was for."""
         mark_complete(self._folder / f"checkpoint-{state.global_step}")
         self._saved_at = self._now()
+        self._on_checkpoint()
         if self._should_keep_state():
             raise TrainingStopped
 

@@ -59,11 +59,12 @@ def run_to_the_end(sessions: sessionmaker[Session], registry: Registry, job_id: 
             "version": 7,
             "digest": final,
             "metrics": {"num_train_tokens": 1000, "stopped_early": False},
-            "checkpoints": [
-                {"step": 30, "digest": early, "loss": 2.5, "eval_loss": 2.75},
-                {"step": 60, "digest": final, "loss": None, "eval_loss": 2.25},
-            ],
         }
+        checkpoints = [
+            {"step": 30, "digest": early, "loss": 2.5, "eval_loss": 2.75, "created_at": 1_700_000_000},
+            {"step": 60, "digest": final, "loss": None, "eval_loss": 2.25, "created_at": 1_700_000_060},
+        ]
+        job_lease.record_checkpoints(session, own_id, owner="w", checkpoints=checkpoints)
         job_lease.finish_job(session, own_id, owner="w", status=JobStatus.SUCCEEDED, result=result)
     return {"final": final, "early": early}
 
@@ -298,6 +299,33 @@ class TestFineTunedModels:
         assert early.fine_tuning_job_id == job_id
         ai.completions.create(model=early.fine_tuned_model_checkpoint, prompt="2+2=", max_tokens=2)
         assert double.requests[-1].plan.experts[0].digest == digests["early"]
+
+    @pytest.mark.parametrize("status", [None, JobStatus.FAILED, JobStatus.CANCELLED])
+    def test_checkpoints_answer_while_the_training_runs_and_after_it_failed(
+        self,
+        ai: openai.OpenAI,
+        sessions: sessionmaker[Session],
+        double: ReplicaDouble,
+        file_id: str,
+        status: JobStatus | None,
+    ) -> None:
+        job_id = ai.fine_tuning.jobs.create(model=BASE, training_file=file_id, suffix="unheard-of").id
+        own_id, digest = f"job-{hex_of(job_id)}", hashlib.sha256(b"half-way").hexdigest()
+        kept = {"step": 30, "digest": digest, "loss": 2.5, "eval_loss": 2.75, "created_at": 1_700_000_000}
+        with sessions.begin() as session:
+            job_lease.claim_job(session, own_id, owner="w", lease_s=60, max_attempts=3)
+            job_lease.record_checkpoints(session, own_id, owner="w", checkpoints=[kept])
+            if status is not None:
+                error = {"type": "server_error", "code": "disk_full", "message": "Make room."}
+                job_lease.finish_job(session, own_id, owner="w", status=status, error=error)
+
+        [checkpoint] = ai.fine_tuning.jobs.checkpoints.list(job_id).data
+        ai.completions.create(model=checkpoint.fine_tuned_model_checkpoint, prompt="2+2=", max_tokens=2)
+
+        assert (checkpoint.step_number, checkpoint.created_at) == (30, 1_700_000_000)
+        [expert] = double.requests[-1].plan.experts
+        assert (expert.name, expert.version, expert.digest) == ("unheard-of", 1, digest)
+        assert ai.fine_tuning.jobs.retrieve(job_id).fine_tuned_model is None
 
     def test_names_that_no_job_stands_behind_are_not_found(
         self,

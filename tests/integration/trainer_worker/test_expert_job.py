@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import read_examples
 from services.shared.vocabulary import JobStatus
 from services.trainer_worker.evidence import EvidenceMaker
+from services.trainer_worker.expert_job import run_expert_job
+from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.job_runner import JobRunner
+from services.trainer_worker.kinds import Publish
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -130,6 +134,39 @@ class TestCheckpoints:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             assert (storage.artifact(best["digest"]) / name).read_bytes() == (adapter / name).read_bytes()
         assert "checkpoints" not in not_kept
+
+    def test_are_published_while_the_training_goes_on(
+        self, expert: Callable[..., ExpertJobSpec], settings: Settings, sessions: sessionmaker[Session]
+    ) -> None:
+        with sessions.begin() as session:
+            job_id = create_job(session, expert("failing", keep_checkpoints=True)).id
+        seen: list[list[int]] = []
+
+        def failing(context: JobContext) -> Publish:
+            def keep(checkpoints: Sequence[Mapping[str, Any]]) -> None:
+                context.keep_checkpoints(checkpoints)
+                seen.append([one["step"] for one in checkpoints])
+                if len(seen) == 2:
+                    raise MemoryError
+
+            return run_expert_job(replace(context, keep_checkpoints=keep))
+
+        JobRunner(
+            settings=settings,
+            sessions=sessions,
+            storage=Storage(settings.storage.root),
+            owner="this-test",
+            shutting_down=lambda: False,
+            handlers=lambda _: failing,
+        ).run(job_id)
+
+        assert seen == [[4], [4, 8]]
+        with sessions() as session:
+            row = find_job(session, job_id)
+        assert row.error["code"] == "out_of_memory"
+        assert row.checkpoints is not None
+        for kept in row.checkpoints:
+            assert (Storage(settings.storage.root).artifact(kept["digest"]) / "adapter_model.safetensors").is_file()
 
 
 class TestJoining:

@@ -41,7 +41,7 @@ def main() -> None:
         max_documents=arguments.documents,
         max_switching_documents=2 * arguments.documents,
     )
-    subject = _subject(arguments.demo, arguments.work)
+    subject = demo_subject(arguments.demo, arguments.work)
     columns = columns_of(DEMO_DOMAINS, [(name, None) for name, _ in subject.experts])
     number = 3 * arguments.documents
     held_out = {name: _streams(subject, name, number) for name in columns}
@@ -65,7 +65,7 @@ def main() -> None:
     print(headline(figures))
 
 
-def _subject(demo: Path, work: Path) -> Subject:
+def demo_subject(demo: Path, work: Path) -> Subject:
     """The demo's experts with the evidence that they get when the demo is first started."""
     base = load_base_model(Settings(base_model=str(demo / "base"), device="cpu"))
     experts = []

@@ -1,10 +1,11 @@
 """Does a cooperation graph help image experts? The published figures again, and a stronger network with its controls.
 
     python -m benchmarks.image_cooperation published|strong [--part NAME ...] [--seeds 0 1 2] [--work DIR] [--data DIR]
+                                           [--epochs 10] [--images 50000]
 
 Every run is a training of its own in --work; finished ones are reused and broken-off ones go on from their last epoch,
 so the command may be stopped and called again. Writes benchmarks/results/image_cooperation-<suite>-<date>.{json,md} of
-whatever is finished.
+whatever is finished. Fewer epochs or training pictures make a table of its own, named after both.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.trainer_worker.demo.intervals import paired_difference
 from services.trainer_worker.image_cooperation.artifact import figures_of, write_artifact
 from services.trainer_worker.image_cooperation.image_files import image_folder
-from services.trainer_worker.image_cooperation.images import ImageData
+from services.trainer_worker.image_cooperation.images import ImageData, ImageSet
 from services.trainer_worker.image_cooperation.recipe import recipe_of
 from services.trainer_worker.image_cooperation.training import Outcome, train_images
 
 _RESULTS = Path(__file__).parent / "results"
+_EPOCHS = 10
+_IMAGES = 50_000
 _SWEEP = {"hyperparameters": {"l1_step": "proximal", "graph_learning_rate": 1e-3}}
 
 
@@ -82,13 +85,21 @@ def main() -> None:
         for run in wanted:
             folder = _folder(arguments, run, seed)
             if not (folder / "result.json").exists() and not arguments.report_only:
-                data = data or image_folder(arguments.data)
-                _train(arguments.suite, run, seed, data, folder)
+                data = data or _data(arguments)
+                _train(arguments, run, seed, data, folder)
     _write(arguments, runs)
 
 
-def _train(suite: str, run: Run, seed: int, data: ImageData, folder: Path) -> None:
-    spec = ImageCooperationJobSpec.model_validate({"setting": suite, "seed": seed, **run.fields})
+def _data(arguments: argparse.Namespace) -> ImageData:
+    """All test pictures, and the first `--images` for training."""
+    data = image_folder(arguments.data)
+    first = slice(arguments.images)
+    return replace(data, train=ImageSet(data.train.pixels_NHWC[first], data.train.labels_N[first]))
+
+
+def _train(arguments: argparse.Namespace, run: Run, seed: int, data: ImageData, folder: Path) -> None:
+    fields = {"setting": arguments.suite, "seed": seed, "num_epochs": arguments.epochs, **run.fields}
+    spec = ImageCooperationJobSpec.model_validate(fields)
     recipe = recipe_of(spec)
     wall, processor = time.monotonic(), time.process_time()
     outcome = train_images(
@@ -119,13 +130,15 @@ def _write(arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
         "exact zeros in A", "below 0.01", "diversity", "processor minutes",
     ]  # fmt: skip
     table = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+    name = _name(arguments)
     write_results(
-        _RESULTS / f"image_cooperation-{arguments.suite}",
-        title=f"Image cooperation, {arguments.suite}",
+        _RESULTS / f"image_cooperation-{name}",
+        title=f"Image cooperation, {name}",
         about=(
-            f"`python -m benchmarks.image_cooperation {arguments.suite}`. Accuracy on all test pictures after the last "
-            "epoch. The interval is Student's, over seeds (same seed: same experts, gate and order of pictures); of "
-            "one seed alone a bootstrap over the test pictures, which knows nothing of other seeds."
+            f"`python -m benchmarks.image_cooperation {arguments.suite}`, {arguments.epochs} epochs over the first "
+            f"{arguments.images:,} training pictures. Accuracy on all test pictures after the last epoch. "
+            "The interval is Student's, over seeds (same seed: same experts, gate and order of pictures); of one seed "
+            "alone a bootstrap over the test pictures, which knows nothing of other seeds."
         ),
         machine=machine(),
         table=table,
@@ -151,7 +164,7 @@ def _shown(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finished(arguments: argparse.Namespace, run: Run) -> Iterator[tuple[int, dict[str, Any]]]:
-    for path in sorted(arguments.work.glob(f"{arguments.suite}/{_slug(run)}/seed-*/result.json")):
+    for path in sorted(arguments.work.glob(f"{_name(arguments)}/{_slug(run)}/seed-*/result.json")):
         yield int(path.parent.name.removeprefix("seed-")), json.loads(path.read_text())
 
 
@@ -198,8 +211,15 @@ def _slug(run: Run) -> str:
 
 
 def _folder(arguments: argparse.Namespace, run: Run, seed: int) -> Path:
-    folder: Path = arguments.work / arguments.suite / _slug(run) / f"seed-{seed}"
+    folder: Path = arguments.work / _name(arguments) / _slug(run) / f"seed-{seed}"
     return folder
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """The suite; of shorter trainings with their epochs and pictures."""
+    is_whole = (arguments.epochs, arguments.images) == (_EPOCHS, _IMAGES)
+    suite: str = arguments.suite
+    return suite if is_whole else f"{suite}-{arguments.epochs}x{arguments.images}"
 
 
 def _arguments() -> argparse.Namespace:
@@ -209,6 +229,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--work", type=Path, default=Path(".state/image_cooperation"))
+    parser.add_argument("--epochs", type=int, default=_EPOCHS)
+    parser.add_argument("--images", type=int, default=_IMAGES, help="training pictures, from the first on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the table of what there is")
     return parser.parse_args()

@@ -18,7 +18,7 @@ import torch
 from benchmarks.routing_quality.measurement import Measurement, measure
 from benchmarks.routing_quality.report import figures_of, machine, markdown
 from benchmarks.routing_quality.workbench import Scale, Workbench
-from services.trainer_worker.training.cooperation_graph import GraphPlan
+from services.trainer_worker.training.graph_plan import GraphPlan
 
 _RESULTS = Path(__file__).parents[1] / "results"
 

@@ -28,7 +28,8 @@ from services.shared.modeling.trunk import gather_trunk_statistics
 from services.shared.schemas.jobs import RouterHyperparameters
 from services.shared.training_text import Example
 from services.shared.vocabulary import EvidenceKind, GateType, RouterKind
-from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
+from services.trainer_worker.training.cooperation_graph import train_cooperation_graph
+from services.trainer_worker.training.graph_plan import GraphPlan
 from services.trainer_worker.training.graph_report import GraphReport
 from services.trainer_worker.training.router import RouterTraining, train_learned_router
 

@@ -19,7 +19,8 @@ from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
 from services.trainer_worker.released import Released, released
 from services.trainer_worker.releases import release_with_graph
-from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
+from services.trainer_worker.training.cooperation_graph import train_cooperation_graph
+from services.trainer_worker.training.graph_plan import GraphPlan
 from services.trainer_worker.training.graph_report import GraphReport
 from services.trainer_worker.training_files import examples_of
 
@@ -44,14 +45,14 @@ def run_cooperation_graph_job(context: JobContext) -> Publish:
     with context.storage.stage() as staged:
         write_report(report, staged / "report", about=about, tokenizer=tokenizer)
         artifacts = {"graph": graph, "report": context.storage.publish(staged / "report")}
-    context.note(headline(report), data={"beats_controls": report.beats_controls, "sparsity": report.graph.sparsity})
+    context.note(headline(report), data={"beats_controls": report.beats_controls, "sparsity": report.sparsity})
 
     def publish(session: Session) -> dict[str, Any]:
         result: dict[str, Any] = {
             "graph": graph,
             "artifacts": artifacts,
             "trained_on": release.row.id,
-            "sparsity": report.graph.sparsity,
+            "sparsity": report.sparsity,
             "gains_over": {name: list(gain) for name, gain in report.gains_over.items()},
             "gain_on_whole_documents": list(report.gain_on_whole),
             "beats_controls": report.beats_controls,
@@ -138,6 +139,9 @@ def _plan(spec: CooperationGraphJobSpec, base: LoadedBase) -> GraphPlan:
         l1_sweep=spec.l1_sweep if spec.controls else (),
         top_ks=spec.top_ks,
         controls=spec.controls,
+        joint=spec.joint,
+        router_learning_rate=numbers.router_learning_rate,
+        expert_learning_rate=numbers.expert_learning_rate,
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_SMALLEST_LOG: Final = -100.0
+SMALLEST_LOG: Final = -100.0
 """Tempered log-likelihoods are cut here, relative to the row's best, so that no column ever dies for good."""
 
 
@@ -55,6 +55,6 @@ class BayesFilter:
         # With l = p^tau scaled to a largest value of 1: a' = norm(a * (1-s) l + (s/C) l), as a sums to 1.
         scaled_NC = self.temper * log_evidence_NC
         scaled_NC -= scaled_NC.max(axis=-1, keepdims=True)
-        likelihood_NC = np.exp(np.maximum(scaled_NC, _SMALLEST_LOG))
+        likelihood_NC = np.exp(np.maximum(scaled_NC, SMALLEST_LOG))
         change = self.stickiness / self.num_columns
         return likelihood_NC * (1.0 - self.stickiness), likelihood_NC * change

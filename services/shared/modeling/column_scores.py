@@ -69,14 +69,18 @@ class BayesScores:
 
     def advance(self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None) -> Floats:
         """Posteriors after each token of one sequence, [T, C]."""
+        log_evidence_TC = self.log_evidence(state, token_ids_T, trunk_states_TD)
+        posterior_TC = self.bayes_filter.advance(state.posterior_C, log_evidence_TC)
+        state.posterior_C, state.last_token = posterior_TC[-1].copy(), int(token_ids_T[-1])
+        return posterior_TC
+
+    def log_evidence(self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None) -> Floats:
+        """What the filter is told of each token of one sequence, [T, C], nats; moves the state's moving averages."""
         previous_T = np.concatenate(([state.last_token], token_ids_T[:-1]))
         smoothed_TF = (
             state.smoothed.advance(trunk_states_TD) if state.smoothed and trunk_states_TD is not None else None
         )
-        log_evidence_TC = self._log_evidence(previous_T, token_ids_T, smoothed_TF)
-        posterior_TC = self.bayes_filter.advance(state.posterior_C, log_evidence_TC)
-        state.posterior_C, state.last_token = posterior_TC[-1].copy(), int(token_ids_T[-1])
-        return posterior_TC
+        return self._log_evidence(previous_T, token_ids_T, smoothed_TF)
 
     def advance_batch(
         self, states: Sequence[FilterState], token_ids_B: Ints, trunk_states_BD: TrunkStates | None

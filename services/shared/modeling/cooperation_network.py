@@ -37,6 +37,16 @@ class CooperationNetwork(nn.Module):
         return torch.where(totals_N1 > 0, raised_NC / totals_N1.clamp_min(1e-9), base_alone_C)
 
     @torch.no_grad()
+    def shuffled(self, seed: int) -> "CooperationNetwork":
+        """The same edges between other experts: what is left of the graph when it does not matter who recruits whom."""
+        twin = CooperationNetwork(len(self.mask_EE))
+        off_diagonal = self.mask_EE.bool()
+        values = self.adjacency()[off_diagonal]
+        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+        twin.edges[off_diagonal] = values[order]
+        return twin
+
+    @torch.no_grad()
     def shrink(self, amount: float) -> None:
         """Proximal step of the L1 penalty: soft-threshold, so that zeros are exact."""
         self.edges.copy_(self.edges.sign() * (self.edges.abs() - amount).clamp_min(0.0))

@@ -141,6 +141,19 @@ class LoraMixture:
             self._active = None
 
     @contextmanager
+    def trainable(self, slots: Sequence[int]) -> Iterator[list[Tensor]]:
+        """The weights of these slots, side by side per layer, as leaves of autograd: what passes over exactly these
+        slots multiply by inside. What the slots hold does not change, and is in force again afterwards.
+        """
+        self._hot = ()
+        self._heat(tuple(slots))
+        try:
+            yield [leaf for layer in self._layers.values() for leaf in layer.compact_leaves(self._hot)]
+        finally:
+            for layer in self._layers.values():
+                layer.forget_compact()
+
+    @contextmanager
     def gates_at_tap(self, tap_layer: int, decide: Callable[[Tensor], Gates]) -> Iterator[None]:
         """Let the pass itself decide its gates: `decide(states_BTD)` gets the states after `tap_layer` layers.
 
@@ -214,6 +227,17 @@ class _MixtureLayer:
         if not self._slots:
             del self._module.forward
         return not self._slots
+
+    def compact_leaves(self, hot: tuple[int, ...]) -> list[Tensor]:
+        """A compact copy of its own of these slots, with gradients; nothing where none has weights here."""
+        self._compact, self._compact_of = _gather(self._slots, hot), hot
+        if self._compact is None:
+            return []
+        return [self._compact.down_IR.requires_grad_(), self._compact.up_RO.requires_grad_()]
+
+    def forget_compact(self) -> None:
+        """The next pass makes its compact copy anew."""
+        self._compact_of = ()
 
     def _in_front_of(self, base_forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The module's forward with the mixture added while gates are in force."""

@@ -110,6 +110,11 @@ class ReleaseScorer:
         """Which scores it keeps."""
         return self._gate
 
+    @property
+    def bayes(self) -> BayesScores | None:
+        """The filter and the evidence that it reads; None where a learned network gives the scores."""
+        return self._scores if isinstance(self._scores, BayesScores) else None
+
     def with_gate(self, gate: Gate) -> "ReleaseScorer":
         """The same scores and graph under another gate."""
         return ReleaseScorer(

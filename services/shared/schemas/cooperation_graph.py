@@ -8,13 +8,18 @@ from services.shared.errors import InvalidRequest
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, ReleaseId, Spec, refuse_repeated
 from services.shared.vocabulary import JobKind
 
+JointPart = Literal["router", "experts"]
+"""What may be trained together with a graph: the constants of the router's Bayes filter, the experts' weights."""
+
 
 class GraphHyperparameters(Spec):
-    """Training of a graph; experts and router stay as they are."""
+    """Training of a graph."""
 
     num_steps: int = Field(default=60, ge=1, le=100_000)
     num_epochs: int = Field(default=5, ge=1, le=100, description="Heatmaps of the graph, evenly over the steps.")
     learning_rate: float = Field(default=0.02, gt=0.0, le=1.0)
+    router_learning_rate: float = Field(default=0.05, gt=0.0, le=1.0, description="Where the router is trained too.")
+    expert_learning_rate: float = Field(default=5e-4, gt=0.0, le=1.0, description="Where the experts are trained too.")
     batch_size: int = Field(default=8, ge=1, le=1024)
     max_length: int = Field(default=192, ge=16, le=131_072)
     num_test_documents: int = Field(default=128, ge=8, le=10_000)
@@ -34,10 +39,24 @@ class CooperationGraphJobSpec(JobSpecBase):
     mixed_files: tuple[FileId, ...] = Field(
         default=(), max_length=64, description="Text that mixes domains by itself; spliced in like an expert's."
     )
-    l1: float = Field(default=0.02, ge=0.0, le=100.0, description="Weight of the L1 penalty, taken by proximal steps.")
-    l1_sweep: tuple[Annotated[float, Field(ge=0.0, le=100.0)], ...] = Field(default=(0.0, 0.005, 0.08), max_length=16)
+    l1: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=100.0,
+        description="Weight of the L1 penalty, taken by proximal steps: an edge whose average gradient is less than "
+        "this times its root mean square is exactly zero.",
+    )
+    l1_sweep: tuple[Annotated[float, Field(ge=0.0, le=100.0)], ...] = Field(default=(0.0, 0.03, 0.3), max_length=16)
     top_ks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
-        default=(1, 2, 3), max_length=8, description="Experts per token at which graph and no graph are compared."
+        default=(1, 2, 3),
+        max_length=8,
+        description="Experts per token at which graphs are learned and held against none.",
+    )
+    joint: tuple[JointPart, ...] = Field(
+        default=(),
+        max_length=2,
+        description="Also measured: a graph trained together with these, beside the same training without a graph. "
+        "What is published is the graph over frozen experts and router.",
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(0, 1, 2, 3, 4), min_length=1, max_length=20
@@ -78,4 +97,4 @@ class CooperationGraphJobSpec(JobSpecBase):
                 "are judged on whole batches.",
                 param="hyperparameters.batch_size",
             )
-        refuse_repeated(seeds=self.seeds, l1_sweep=self.l1_sweep, top_ks=self.top_ks)
+        refuse_repeated(seeds=self.seeds, l1_sweep=self.l1_sweep, top_ks=self.top_ks, joint=self.joint)

@@ -65,7 +65,7 @@ class JobSpecBase(Spec):
         """Raise InvalidRequest for fields that contradict each other."""
 
 
-def refuse_repeated(**values: Sequence[float]) -> None:
+def refuse_repeated(**values: Sequence[object]) -> None:
     """Raise InvalidRequest naming the first field that holds a value twice."""
     for field, given in values.items():
         if len(set(given)) < len(given):

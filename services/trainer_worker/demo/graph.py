@@ -15,10 +15,13 @@ from services.shared.modeling.router_artifact import BIGRAM_FILE, EVIDENCE_FOLDE
 from services.shared.training_text import Example, read_examples
 from services.trainer_worker.demo.experts import EXEMPLARS
 from services.trainer_worker.progress import TrainingProgress
-from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
+from services.trainer_worker.training.cooperation_graph import train_cooperation_graph
+from services.trainer_worker.training.graph_plan import GraphPlan
 from services.trainer_worker.training.graph_report import GraphReport
 
 GRAPH_REPORT: Final = "report.json"
+_LENGTH: Final = 96
+"""Tokens; the demo's documents have about fifty."""
 
 
 def write_demo_graph(
@@ -51,7 +54,7 @@ def write_demo_graph(
             ),
             max_experts=RouterSettings().max_experts_per_token,
             texts={name: examples[1::2] for name, examples in texts.items()},
-            plan=plan or GraphPlan(num_steps=40, seeds=(seed, seed + 1, seed + 2)),
+            plan=plan or GraphPlan(length=_LENGTH, seeds=tuple(range(seed, seed + 5))),
             on_progress=on_progress,
             should_stop=lambda: False,
         )

@@ -33,6 +33,12 @@ class ExpertEnsemble:
             for slot in range(len(experts)):
                 mixture.clear(slot)
 
+    @contextmanager
+    def trainable(self) -> Iterator[list[Tensor]]:
+        """The experts' weights as leaves of autograd, which `nats` reads inside; afterwards they are as loaded."""
+        with self._mixture.trainable(range(len(self.experts))) as leaves:
+            yield leaves
+
     def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor, *, only_speaking: bool = False) -> Tensor:
         """-log p of every token but the first, [B, T-1], when token t is read under weights_BTE[:, t].
 

@@ -396,15 +396,18 @@ class TestCooperationGraph:
     def test_is_learned_beside_its_controls_and_reported(
         self, learn: Callable[..., JobRow], release: ReleaseRow, settings: Settings, sessions: sessionmaker[Session]
     ) -> None:
-        row = learn(create_release=True)
+        row = learn(create_release=True, joint=("router", "experts"))
 
         assert row.status == JobStatus.SUCCEEDED, row.error
         folder, report = report_of(row, settings)
         names = [(one["name"], one["seed"]) for one in report["variants"]]
-        assert names[0] == ("no graph", 0)
-        assert set(names[1:]) == {(name, seed) for name in ("learned", "l1 5", "scalar", "random") for seed in (0, 1)}
-        assert set(report["gains_over"]) == {"no graph", "scalar", "random"}
+        assert names[:3] == [("no graph", 0), ("no graph, k=1", 0), ("no graph, k=2", 0)]
+        trained = ("learned", "learned, k=1", "learned, k=2", "l1 5", "scalar", "joint", "joint without graph")
+        assert set(names[3:]) == {(name, seed) for name in (*trained, "random", "shuffled") for seed in (0, 1)}
+        assert set(report["gains_over"]) == {"no graph", "scalar", "random", "shuffled"}
         assert set(report["gains_at_top_k"]) == {"1", "2"}
+        assert report["joint"]["parts"] == ["router", "experts"]
+        assert len(report["adjacency_by_seed"]) == 2
         self.assert_a_strong_penalty_makes_exact_zeros(report)
         self.assert_shows_every_epoch(folder, report)
         graph = CooperationGraph.load(Storage(settings.storage.root).artifact(row.result["artifacts"]["graph"]))
@@ -425,6 +428,7 @@ class TestCooperationGraph:
         text = (folder / "report.md").read_text()
         assert "](adjacency_epoch_initial.png)" in text
         assert "](adjacency_epoch_02.png)" in text
+        assert "router and experts with a graph, over router and experts without one" in text
         lines = [json.loads(line) for line in (folder / "routing_examples.jsonl").read_text().splitlines()]
         assert lines
         for line in lines:

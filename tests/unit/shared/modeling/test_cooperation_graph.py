@@ -139,3 +139,13 @@ class TestCooperationNetwork:
 
         assert len(set(adjacency_EE[~np.eye(4, dtype=bool)])) == 1
         assert not np.diag(adjacency_EE).any()
+
+    def test_shuffled_has_the_same_edges_between_others(self) -> None:
+        network = CooperationNetwork(5, spread=1.0, seed=2)
+
+        twin = network.shuffled(seed=0)
+
+        edges, others = network.adjacency().detach(), twin.adjacency().detach()
+        assert not torch.equal(edges, others)
+        assert torch.equal(edges.flatten().sort().values, others.flatten().sort().values)
+        assert not torch.diag(others).any()

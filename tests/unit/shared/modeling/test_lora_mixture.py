@@ -194,3 +194,28 @@ class TestLoraMixture:
             mixed_BTV = model(token_ids_BT).logits
 
         assert (mixed_BTV - expected_BTV).abs().max() <= TOLERANCE
+
+    def test_trains_a_copy_of_its_experts_and_forgets_it(self, token_ids_BT: Tensor, tmp_path: Path) -> None:
+        model = tiny_model("llama")
+        adapters = [random_adapter(tmp_path / str(seed), model, seed=seed) for seed in (0, 1)]
+        mixture = LoraMixture.attach(model, num_slots=2)
+        for slot, adapter in enumerate(adapters):
+            mixture.load(slot, adapter)
+        weights_NS = random_weights(2)
+
+        def loss() -> Tensor:
+            with mixture.gates(weights_NS, (0, 1)):
+                logits_BTV: Tensor = model(token_ids_BT).logits
+            return nn.functional.cross_entropy(logits_BTV.flatten(0, 1), token_ids_BT.flatten())
+
+        before = loss().item()
+        with mixture.trainable((0, 1)) as leaves:
+            optimizer = torch.optim.Adam(leaves, lr=1e-2)
+            for _ in range(5):
+                optimizer.zero_grad()
+                loss().backward()
+                optimizer.step()
+            trained = loss().item()
+
+        assert trained < before - 1e-3
+        assert loss().item() == before

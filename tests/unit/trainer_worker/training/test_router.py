@@ -1,8 +1,5 @@
-"""Two toy experts, one of words and one of sums: routers and graphs learn whose text is whose."""
+"""Two toy experts, one of words and one of sums: routers learn whose text is whose."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,80 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from services.shared.config import RouterSettings, Settings
+from services.shared.config import RouterSettings
 from services.shared.errors import InvalidDataset, JobFailed
-from services.shared.modeling.base_model import LoadedBase, load_base_model
-from services.shared.modeling.base_row import sample_base_text
-from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.release_scorer import ReleaseScorer
-from services.shared.modeling.router_artifact import write_bayes_router
-from services.shared.schemas.jobs import ExpertHyperparameters, RouterHyperparameters
+from services.shared.schemas.jobs import RouterHyperparameters
 from services.shared.storage import folder_digest
-from services.shared.training_text import Example
 from services.shared.vocabulary import GateType
 from services.trainer_worker.progress import TrainingProgress, TrainingStopped
-from services.trainer_worker.training.cooperation_graph import GraphPlan, train_cooperation_graph
-from services.trainer_worker.training.expert import train_expert
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 from services.trainer_worker.training.router import RouterTraining, train_learned_router
 from services.trainer_worker.training.spliced_documents import DocumentSplicer, split_streams
-
-
-def words(seed: int) -> str:
-    generator = np.random.default_rng(seed)
-    return " ".join(generator.choice(["moon", "tree", "river", "stone", "cloud"], size=14))
-
-
-def sums(seed: int) -> str:
-    numbers = np.random.default_rng(seed).integers(10, 50, size=(7, 2))
-    return "\n".join(f"{a}+{b}={a + b}" for a, b in numbers)
-
-
-@dataclass(frozen=True)
-class Toys:
-    """The tiny base with two trained experts that carry their evidence."""
-
-    base: LoadedBase
-    experts: list[tuple[str, Path]]
-    texts: Mapping[str, Sequence[Example]]
-
-
-@pytest.fixture(scope="module")
-def toys(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Toys:
-    folder = tmp_path_factory.mktemp("toys")
-    base = load_base_model(Settings(base_model=str(tiny_base), device="cpu"))
-    texts = {
-        "words": [Example(words(seed), None) for seed in range(60)],
-        "sums": [Example(sums(seed), None) for seed in range(60)],
-    }
-    experts = []
-    for name, examples in texts.items():
-        training = train_expert(
-            base_model=str(tiny_base),
-            train=examples[:50],
-            validation=examples[50:],
-            hyperparameters=ExpertHyperparameters(
-                rank=4,
-                learning_rate=2e-2,
-                max_steps=60,
-                batch_size=4,
-                max_length=64,
-                eval_steps=60,
-                early_stopping_patience=0,
-                dropout=0.0,
-            ),
-            output_dir=folder / name,
-            num_threads=1,
-            on_progress=lambda progress: None,
-            should_stop=lambda: False,
-        )
-        evidence = build_bigram_evidence(
-            base.tokenizer.encode_batch([example.text for example in examples[:50]]), base.tokenizer.vocab_size
-        )
-        evidence.save(training.adapter_dir / "evidence" / "bigram.safetensors")
-        experts.append((name, training.adapter_dir))
-    return Toys(base, experts, texts)
-
+from tests.unit.trainer_worker.training.toys import Toys, sums, words
 
 SWITCH = 60
 
@@ -254,33 +188,6 @@ class TestTrainLearnedRouter:
             assert not torch.equal(ensemble.nats(ids_BT, torch.ones(1, ids_BT.shape[1], 2)), before)
 
         assert torch.equal(toys.base.model(input_ids=ids_BT).logits, before)
-
-
-class TestTrainCooperationGraph:
-    def test_reports_the_graph_with_all_its_controls(self, toys: Toys, tmp_path: Path) -> None:
-        generic = sample_base_text(toys.base.model, toys.base.tokenizer, num_tokens=5000, seed=0)
-        vocab_size = toys.base.tokenizer.vocab_size
-        base_evidence = build_bigram_evidence(generic, vocab_size)
-        write_bayes_router(tmp_path, settings=RouterSettings(), base_evidence=base_evidence)
-        scorer = ReleaseScorer.load(router_dir=tmp_path, graph_dir=None, experts=toys.experts, vocab_size=vocab_size)
-
-        report = train_cooperation_graph(
-            base=toys.base,
-            experts=toys.experts,
-            scorer=scorer,
-            max_experts=4,
-            texts=toys.texts,
-            plan=GraphPlan(num_steps=5, batch_size=4, length=64, seeds=(0, 1), num_test_documents=8),
-            on_progress=lambda progress: None,
-            should_stop=lambda: False,
-        )
-
-        rows = [(variant.name, variant.seed) for variant in report.variants]
-        assert rows == [("no graph", 0), *((name, seed) for seed in (0, 1) for name in ("learned", "scalar", "random"))]
-        assert report.variants[0].gain == 0.0
-        assert report.graph.experts == ("words", "sums")
-        assert not np.diag(report.graph.adjacency_EE).any()
-        json.dumps(report.as_json())
 
 
 class TestSplicedDocuments:

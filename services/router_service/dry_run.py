@@ -1,6 +1,6 @@
 """What a job would do, without doing it: its files looked through, its steps counted, its cost estimated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,13 @@ from sqlalchemy import Float, select
 from sqlalchemy.orm import Session
 
 from services.router_service.dataset_report import Survey
+from services.router_service.recorded_costs import Recorded, estimate_from, graph_steps, work_of
 from services.router_service.schemas.dry_run import DryRun
 from services.router_service.training_cost import MeasuredRate, Work, estimate
 from services.shared.base_shape import BaseShape
 from services.shared.database.rows import JobRow
+from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
+from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
@@ -23,6 +26,10 @@ _PASSES_OF_A_ROUTER_STEP = 1.5
 """A router reads the trunk's states and then goes through the mixture; its experts weigh little beside the base."""
 
 
+_PASSES_WHEN_CHECKPOINTED = 1.5
+"""The forward pass, two of the four operations per parameter, is done twice."""
+
+
 @dataclass(frozen=True)
 class Ground:
     """What estimates rest on: the base model's shape and context, the queue, and a rate if one was measured."""
@@ -31,6 +38,7 @@ class Ground:
     max_context: int | None
     queue: str
     measured: MeasuredRate | None
+    recorded: Sequence[Recorded] = ()
 
     def within_context(self, max_length: int) -> int:
         """Training never reads more at once than the base model can."""
@@ -53,6 +61,15 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
     elif isinstance(spec, ImageCooperationJobSpec):
         # Pictures are read by the worker alone, so their steps are not known here.
         report = report.model_copy(update={"num_epochs": float(spec.num_epochs)})
+    elif isinstance(spec, CooperationGraphJobSpec):
+        num_steps, numbers = graph_steps(spec), spec.hyperparameters
+        num_tokens = num_steps * numbers.batch_size * ground.within_context(numbers.max_length)
+        report = report.model_copy(update={"num_steps": num_steps, "num_tokens": num_tokens})
+    elif isinstance(spec, EvaluationJobSpec):
+        # At most: documents may be fewer and shorter than they may be.
+        report = report.model_copy(update={"num_tokens": round(work_of(spec))})
+    if report.estimate is None and not isinstance(spec, ExpertJobSpec):
+        report = report.model_copy(update={"estimate": estimate_from(ground.recorded, work_of(spec))})
     return report.model_copy(update={"warnings": _warnings(report)})
 
 
@@ -114,7 +131,10 @@ def _expert(report: DryRun, spec: ExpertJobSpec, surveys: Mapping[str, Survey], 
         batch_size=plan.batch_size,
         length=max(sizes),
         rank=hyperparameters.rank,
-        half_precision=hyperparameters.mixed_precision != "no",
+        half_precision=hyperparameters.mixed_precision != "no" or hyperparameters.quantization != "none",
+        base_bytes_per_weight=_base_bytes_per_weight(hyperparameters),
+        checkpointed=hyperparameters.gradient_checkpointing,
+        num_passes=_PASSES_WHEN_CHECKPOINTED if hyperparameters.gradient_checkpointing else 1.0,
     )
     counts |= {
         "num_steps": plan.num_steps,
@@ -123,6 +143,12 @@ def _expert(report: DryRun, spec: ExpertJobSpec, surveys: Mapping[str, Survey], 
         "estimate": estimate(ground.shape, work, queue=ground.queue, measured=ground.measured),
     }
     return report.model_copy(update=counts)
+
+
+def _base_bytes_per_weight(hyperparameters: ExpertHyperparameters) -> float:
+    by_quantization = {"4bit": 0.5, "8bit": 1.0}
+    whole = 4.0 if hyperparameters.mixed_precision == "no" else 2.0
+    return by_quantization.get(hyperparameters.quantization, whole)
 
 
 def _learned_router(report: DryRun, spec: RouterJobSpec, ground: Ground) -> DryRun:
@@ -159,6 +185,10 @@ def _warnings(report: DryRun) -> list[str]:
         found.append(
             f"{report.num_overlapping} validation examples are in the training file too: the validation loss will look "
             "better than it is."
+        )
+    if report.estimate is None and report.kind != JobKind.EXPERT:
+        found.append(
+            "No job like it has succeeded here yet, so its time and memory are not known: a small one first would tell."
         )
     if report.num_train_examples is not None and report.num_steps is None:
         found.append("Nothing is left to learn: texts need at least two tokens.")

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.router_service.dataset_report import Survey, survey
 from services.router_service.dry_run import Ground, dry_run, measured_rate
+from services.router_service.recorded_costs import recorded_costs
 from services.router_service.schemas.dry_run import DryRun
 from services.router_service.schemas.registry import release_number
 from services.router_service.transactions import Transactions
@@ -101,8 +102,14 @@ class JobSubmission:
         measured = await self._transactions.run(
             measured_rate, spec.kind, base_model=model_name(self._base_model), queue=queue
         )
+        hosted = self._hosted_base()
+        recorded = await self._transactions.run(
+            recorded_costs, spec, queue=queue, base_fingerprint=hosted.fingerprint if hosted is not None else None
+        )
         shape = await asyncio.to_thread(BaseShape.of_model, self._base_model)
-        ground = Ground(shape=shape, max_context=self._tokenizer.max_context, queue=queue, measured=measured)
+        ground = Ground(
+            shape=shape, max_context=self._tokenizer.max_context, queue=queue, measured=measured, recorded=recorded
+        )
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
 
     def _read_through(self, field: str, row: FileRow, *, is_text: bool) -> None:

@@ -31,6 +31,8 @@ class Work:
     length: int
     rank: int
     half_precision: bool
+    base_bytes_per_weight: float = 4.0
+    checkpointed: bool = False
     num_passes: float = 1.0
     """Forward and backward passes per token, in units of the base model's own."""
 
@@ -48,9 +50,14 @@ def estimate(shape: BaseShape, work: Work, *, queue: str, measured: MeasuredRate
     bytes_per_value = 2 if work.half_precision else 4
     peak = (
         _PROCESS_BYTES
-        + shape.num_parameters * bytes_per_value
+        + round(shape.num_parameters * work.base_bytes_per_weight)
         + shape.num_lora_parameters(work.rank) * _ADAM_BYTES
-        + shape.activation_bytes(batch_size=work.batch_size, length=work.length, bytes_per_value=bytes_per_value)
+        + shape.activation_bytes(
+            batch_size=work.batch_size,
+            length=work.length,
+            bytes_per_value=bytes_per_value,
+            checkpointed=work.checkpointed,
+        )
     )
     if measured is not None:
         seconds = _STARTUP_S + work.num_tokens / measured.tokens_per_s

@@ -60,8 +60,11 @@ class BaseShape:
         features += 3 * (self.hidden_size + self.intermediate_size)
         return round(rank * self.num_layers * features)
 
-    def activation_bytes(self, *, batch_size: int, length: int, bytes_per_value: int) -> int:
-        """What a step keeps for the backward pass, logits included."""
+    def activation_bytes(
+        self, *, batch_size: int, length: int, bytes_per_value: int, checkpointed: bool = False
+    ) -> int:
+        """What a step keeps for the backward pass, logits included; checkpointed, of all layers but one their input."""
         per_layer = 12 * self.hidden_size + 6 * self.intermediate_size + 2 * self.num_heads * length
         logits = 3 * self.vocab_size * 4
-        return batch_size * length * (self.num_layers * per_layer * bytes_per_value + logits)
+        per_token = per_layer + self.num_layers * self.hidden_size if checkpointed else self.num_layers * per_layer
+        return batch_size * length * (per_token * bytes_per_value + logits)

@@ -16,6 +16,7 @@ from services.shared.job_lease import begin_work, claim_job, claim_next_job, fin
 from services.shared.storage import Storage
 from services.shared.telemetry import bound, get_logger
 from services.shared.vocabulary import JobKind, JobStatus
+from services.trainer_worker.attempt_cost import AttemptCost
 from services.trainer_worker.failure_reasons import failure_reason
 from services.trainer_worker.job_context import JobContext, JobFolder, JobLog
 from services.trainer_worker.job_validation import Validate, validate_job
@@ -76,9 +77,10 @@ class JobRunner:
             self.validate(context)
             self._with_patience(partial(self._begin, context, pulse), pulse)
             kind = JobKind(self._kind_of(context))
+            cost = AttemptCost(context.folder)
             publish = self.handlers(kind)(context)
             context.enter("publishing")
-            self._with_patience(partial(self._publish_and_finish, publish, context, pulse), pulse)
+            self._with_patience(partial(self._publish_and_finish, publish, context, pulse, cost), pulse)
         except TrainingStopped:
             self._stopped(context, pulse)
         except LeaseLost:
@@ -97,7 +99,7 @@ class JobRunner:
             if not begin_work(session, context.job_id, owner=self.owner):
                 raise LeaseLost
 
-    def _publish_and_finish(self, publish: Publish, context: JobContext, pulse: Pulse) -> None:
+    def _publish_and_finish(self, publish: Publish, context: JobContext, pulse: Pulse, cost: AttemptCost) -> None:
         """Publish and finish together, or neither. Again when another change of the releases came in between."""
         pulse.flush()
         for attempt in range(_PUBLISH_ATTEMPTS):
@@ -105,7 +107,7 @@ class JobRunner:
                 with self.sessions.begin() as session:
                     if hold_job(session, context.job_id, owner=self.owner) is None:
                         raise LeaseLost
-                    result = publish(session)
+                    result = publish(session) | cost.told()
                     finish_job(session, context.job_id, owner=self.owner, status=JobStatus.SUCCEEDED, result=result)
             except Conflict:
                 if attempt + 1 == _PUBLISH_ATTEMPTS:

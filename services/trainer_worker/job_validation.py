@@ -49,6 +49,8 @@ def validate_job(context: JobContext) -> None:
     context.enter("validating the base model")
     fingerprint = _same_base(context) if spec.uses_base_model else None
     _room_on_disk(context, spec)
+    if isinstance(spec, ExpertJobSpec):
+        _machine(spec)
     files = {field: _found(context, field, file_id) for field, file_id in spec.named_files().items()}
     for field, (row, path) in files.items():
         context.enter(f"validating {field}")
@@ -94,6 +96,14 @@ def _same_base(context: JobContext) -> str:
             code="base_model_differs",
         )
     return own
+
+
+def _machine(spec: ExpertJobSpec) -> None:
+    """Only for jobs that ask for something rare: torch takes seconds to import."""
+    if spec.hyperparameters.quantization != "none" or spec.hyperparameters.mixed_precision == "fp16":
+        from services.trainer_worker.training.hardware import refuse_what_is_missing
+
+        refuse_what_is_missing(spec.hyperparameters)
 
 
 def _room_on_disk(context: JobContext, spec: JobSpecBase) -> None:

@@ -31,8 +31,11 @@ class Estimate(BaseModel):
     """How long and how much; `basis` says what it rests on."""
 
     seconds: float
+    seconds_range: tuple[float, float] | None = Field(
+        default=None, description="What the jobs that it rests on say, from the least to the most."
+    )
     peak_memory_bytes: int
-    tokens_per_s: float
+    tokens_per_s: float | None
     basis: Literal["measured", "assumed"]
     explanation: str
 

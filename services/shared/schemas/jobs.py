@@ -10,7 +10,7 @@ from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec
-from services.shared.vocabulary import BASE, JobKind, JobStatus, RouterKind
+from services.shared.vocabulary import BASE, JobKind, JobQueue, JobStatus, RouterKind
 
 JobMetadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -40,7 +40,19 @@ class ExpertHyperparameters(Spec):
     weight_decay: float = Field(default=0.01, ge=0.0)
     warmup_ratio: float = Field(default=0.1, ge=0.0, le=1.0)
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no",
+        description="The base model and its passes in half precision; the adapter stays in float32. `fp16` needs a "
+        "GPU; `bf16` saves memory on a CPU, and time only where the CPU computes in it.",
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        default="none", description="The frozen base model in 8 or 4 bits (QLoRA); needs a GPU and bitsandbytes."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Keep only each layer's input for the backward pass and compute the rest again: the same weights, "
+        "less memory, about a third more time.",
+    )
     packing: bool = True
     completion_only_loss: bool = Field(
         default=False, description="Learn completions, and the assistant's turns of chats, but not what they answer."
@@ -92,6 +104,22 @@ class ExpertJobSpec(JobSpecBase):
             raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
         if self.activate and not self.add_to_release:
             raise InvalidRequest("activate needs add_to_release: a release is what is activated.", param="activate")
+        if self.queue == JobQueue.CPU:
+            self._check_without_gpu()
+
+    def _check_without_gpu(self) -> None:
+        """A worker says the same of a job that names no queue, when it validates it."""
+        asked = {
+            "quantization": self.hyperparameters.quantization,
+            "mixed_precision": self.hyperparameters.mixed_precision,
+        }
+        for name, value in asked.items():
+            if value in {"8bit", "4bit", "fp16"}:
+                raise InvalidRequest(
+                    f"{name} {value!r} needs a GPU, which workers of the queue 'cpu' have not: submit with queue "
+                    "'gpu', or leave it out.",
+                    param=f"hyperparameters.{name}",
+                )
 
 
 class RouterHyperparameters(Spec):

@@ -95,7 +95,7 @@ def train_expert(  # noqa: PLR0913
     on_progress(TrainingProgress(phase="preparing", step=0, total_steps=0))
 
     set_seed(hyperparameters.seed)
-    base = load_base(base_model, hyperparameters.mixed_precision)
+    base = load_base(base_model, hyperparameters)
     hyperparameters = _within_context(hyperparameters, base.config.to_dict())
     packing = hyperparameters.packing and keeps_packed_documents_apart(base)
     train_blocks, validation_blocks = _blocks(base_model, train, validation, hyperparameters, packing=packing)
@@ -200,6 +200,9 @@ def _arguments(hyperparameters: ExpertHyperparameters, plan: StepPlan, checkpoin
         weight_decay=hyperparameters.weight_decay,
         bf16=hyperparameters.mixed_precision == "bf16",
         fp16=hyperparameters.mixed_precision == "fp16",
+        activation_checkpointing=hyperparameters.gradient_checkpointing,
+        # Reentrant ones want a gradient at the input of the first layer, which a frozen base has not.
+        activation_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps",
         eval_steps=plan.eval_steps,
         save_strategy="steps",

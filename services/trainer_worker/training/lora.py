@@ -6,28 +6,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from services.shared.errors import InvalidRequest
 from services.shared.modeling.wiring import linear_shape
 from services.shared.schemas.jobs import ExpertHyperparameters
+from services.trainer_worker.training.hardware import refuse_what_is_missing
 
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_base(base_model: str, mixed_precision: str) -> PreTrainedModel:
-    """The base model for training: float32, or frozen in the half precision that the step computes in."""
-    if mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise InvalidRequest(
-            "mixed_precision 'fp16' needs a GPU, and this worker has none: use 'bf16' or 'no'.",
-            param="hyperparameters.mixed_precision",
-        )
+def load_base(base_model: str, hyperparameters: ExpertHyperparameters) -> PreTrainedModel:
+    """The base model for training: float32, or frozen in the half precision that the step computes in, or quantized.
+
+    Quantized as in QLoRA (Dettmers et al. 2023, section 3): NormalFloat of 4 bits with its constants quantized again,
+    or LLM.int8 (2022); passes are computed in half precision.
+    """
+    refuse_what_is_missing(hyperparameters)
+    dtype = _DTYPES[hyperparameters.mixed_precision]
+    options: dict[str, Any] = {}
+    if hyperparameters.quantization != "none":
+        dtype = torch.bfloat16 if dtype == torch.float32 else dtype
+        options = {"quantization_config": _quantization(hyperparameters.quantization, dtype), "device_map": {"": 0}}
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        base_model, dtype=_DTYPES[mixed_precision], use_safetensors=True
+        base_model, dtype=dtype, use_safetensors=True, **options
     )
+    if options:
+        # Norms in float32, and inputs that gradients can reach; checkpointing is the Trainer's to switch on.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model.config.use_cache = False
     return model
+
+
+def _quantization(bits: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def add_lora(model: PreTrainedModel, hyperparameters: ExpertHyperparameters, *, base_name: str) -> PeftModel:

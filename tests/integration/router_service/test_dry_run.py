@@ -1,6 +1,7 @@
 """`"dry_run": true`: what a job would do and cost, and nothing queued."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared import job_lease, jobs
 from services.shared.config import Settings
+from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.vocabulary import JobStatus, model_name
 from tests.integration.router_service.test_files_and_jobs import error_of, submit, upload
@@ -124,3 +126,54 @@ def test_of_a_bayes_router_has_no_steps(client: httpx.Client) -> None:
     report = client.post("/jobs", json={"kind": "router", "dry_run": True}).json()
 
     assert (report["kind"], report["num_steps"], report["estimate"]) == ("router", None, None)
+
+
+class TestFromWhatEarlierJobsTook:
+    @pytest.fixture
+    def took(self, sessions: sessionmaker[Session]) -> Callable[..., str]:
+        """An image job that has succeeded, and what it took; its id."""
+
+        def took(*, seconds: float, peak: int = 10**9, **fields: Any) -> str:
+            spec = ImageCooperationJobSpec.model_validate(fields)
+            with sessions.begin() as session:
+                row = jobs.create_job(session, spec)
+                job_lease.claim_job(session, row.id, owner="w", lease_s=60, max_attempts=3)
+                result = {"run": {"seconds": seconds, "peak_memory_bytes": peak}}
+                job_lease.finish_job(session, row.id, owner="w", status=JobStatus.SUCCEEDED, result=result)
+                return row.id
+
+        return took
+
+    def foretold(self, client: httpx.Client, **fields: Any) -> dict[str, Any]:
+        response = client.post("/jobs", json={"kind": "image_cooperation", "dry_run": True} | fields)
+        assert response.status_code == 200, response.text
+        report: dict[str, Any] = response.json()
+        return report
+
+    def test_nothing_is_foretold_from_nothing(self, client: httpx.Client) -> None:
+        report = self.foretold(client)
+
+        assert report["estimate"] is None
+        assert any("a small one first would tell" in warning for warning in report["warnings"])
+
+    def test_time_is_in_proportion_with_its_range_and_how_good_it_is(
+        self, client: httpx.Client, took: Callable[..., str]
+    ) -> None:
+        alone = took(seconds=20.0, num_epochs=2)
+        from_one = self.foretold(client, num_epochs=10)["estimate"]
+        took(seconds=60.0, peak=3 * 10**9, num_epochs=4)
+
+        from_two = self.foretold(client, num_epochs=10)["estimate"]
+
+        assert (from_one["seconds"], from_one["seconds_range"]) == (100.0, [100.0, 100.0])
+        assert alone in from_one["explanation"]
+        assert "not known how good" in from_one["explanation"]
+        assert (from_two["seconds"], from_two["seconds_range"]) == (125.0, [100.0, 150.0])
+        assert from_two["peak_memory_bytes"] == 3 * 10**9
+        assert "within a factor of 1.5" in from_two["explanation"]
+
+    def test_only_like_is_compared_with_like(self, client: httpx.Client, took: Callable[..., str]) -> None:
+        took(seconds=20.0, setting="strong")
+        took(seconds=20.0, queue="gpu")
+
+        assert self.foretold(client, setting="published")["estimate"] is None

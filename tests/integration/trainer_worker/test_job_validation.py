@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.base_shape import BaseShape
@@ -156,6 +157,21 @@ class TestRefuses:
 
         assert row.error["code"] == "disk_full"
         assert "Make room" in row.error["message"]
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_what_needs_a_gpu_where_there_is_none(
+        self, run: Run, upload: Upload, sessions: sessionmaker[Session]
+    ) -> None:
+        numbers = ExpertHyperparameters(quantization="4bit")
+        with sessions.begin() as session:
+            spec = ExpertJobSpec(name="sums", training_file=upload("sums.jsonl", GOOD), hyperparameters=numbers)
+            job_id = create_job(session, spec).id
+
+        row = run(job_id)
+
+        assert row.error["param"] == "hyperparameters.quantization"
+        assert "queue 'gpu'" in row.error["message"]
+        assert statuses(sessions, job_id) == ["queued", "validating", "failed"]
 
     def test_a_specification_of_another_version(
         self, run: Run, submitted: Callable[..., str], upload: Upload, sessions: sessionmaker[Session]

@@ -154,6 +154,25 @@ class TestTraining:
         tensors = load_file(training.adapter_dir / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
+    def test_with_gradient_checkpointing_comes_to_the_same_weights_and_keeps_less(self, train: Train) -> None:
+        kept: list[int] = []
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            kept[-1] += tensor.nbytes
+            return tensor
+
+        trainings = []
+        for checkpointed in (False, True):
+            kept.append(0)
+            numbers = QUICK.model_copy(update={"gradient_checkpointing": checkpointed, "max_steps": 4})
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                trainings.append(train(f"checkpointed {checkpointed}", hyperparameters=numbers))
+
+        plain, checkpointed_weights = (load_file(one.adapter_dir / "adapter_model.safetensors") for one in trainings)
+        for name, tensor in plain.items():
+            torch.testing.assert_close(checkpointed_weights[name], tensor, rtol=1e-5, atol=1e-7)
+        assert kept[1] < 0.7 * kept[0]
+
 
 class TestInterruption:
     @pytest.mark.parametrize("stop_at", [1, 5, 11, 16])
@@ -236,6 +255,12 @@ class TestFailure:
     def test_fp16_without_a_gpu_is_refused(self, train: Train) -> None:
         with pytest.raises(InvalidRequest, match="'bf16' or 'no'"):
             train(hyperparameters=QUICK.model_copy(update={"mixed_precision": "fp16"}))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("bits", ["4bit", "8bit"])
+    def test_quantization_without_a_gpu_is_refused_by_name(self, train: Train, bits: str) -> None:
+        with pytest.raises(InvalidRequest, match=f"quantization '{bits}' needs a GPU and bitsandbytes.* lacks a GPU"):
+            train(hyperparameters=QUICK.model_copy(update={"quantization": bits}))
 
     def test_unknown_target_modules_are_refused_with_those_there_are(self, train: Train) -> None:
         with pytest.raises(InvalidRequest, match="down_proj, gate_proj"):

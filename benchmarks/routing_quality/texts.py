@@ -27,7 +27,7 @@ class DomainText:
 
 def read_domains(folder: Path, *, seed: int = 0) -> list[DomainText]:
     """GSM8K, MBPP, Shakespeare, Wikipedia and Grimm from `folder`; the split depends on `seed` alone."""
-    return [_split(name, read(folder), seed) for name, read in _READERS.items()]
+    return [_split(name, read(folder), seed) for name, read in READERS.items()]
 
 
 def _split(name: str, documents: Sequence[str], seed: int) -> DomainText:
@@ -105,7 +105,7 @@ def _grimm(folder: Path) -> list[str]:
     return [re.sub(r"\n{3,}", "\n\n", tale) for tale in tales if tale.split("\n")[0] not in _FRONT_MATTER]
 
 
-_READERS: Mapping[str, Callable[[Path], list[str]]] = {
+READERS: Mapping[str, Callable[[Path], list[str]]] = {
     "gsm8k": _gsm8k,
     "mbpp": _mbpp,
     "shakespeare": _shakespeare,

@@ -112,6 +112,12 @@ class BigramEvidenceStack:
         """E."""
         return int(self._log_tokens_VE.shape[1])
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its arrays; segments that it shares with other stacks are counted too."""
+        tables = self._log_tokens_VE.nbytes + self._log_contexts_XE.nbytes
+        return tables + sum(segment.num_bytes for segment in self._segments)
+
     def with_newcomer(self, evidence: BigramEvidence, correction: float = 0.0) -> "BigramEvidenceStack":
         """The same with one more column before the last. Sorts nothing but the newcomer's own pairs, as a rule.
 
@@ -176,14 +182,21 @@ def contexts_of(token_ids: Ints, vocab_size: int, num_contexts: int) -> Ints:
 
 
 def build_bigram_evidence(
-    token_streams: Sequence[Sequence[int]], vocab_size: int, *, max_tokens: int = DEFAULT_MAX_TOKENS, seed: int = 0
+    token_streams: Sequence[Sequence[int]],
+    vocab_size: int,
+    *,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    seed: int = 0,
+    num_contexts: int | None = None,
 ) -> BigramEvidence:
     """Count pairs in a random sample of windows, `max_tokens` pairs at most; streams are documents of token ids.
 
     The same budget for every expert keeps their likelihoods comparable, and random windows represent a text
-    better than its beginning. Raises InvalidEvidence when there is no pair to count.
+    better than its beginning. `num_contexts` is the number of hash buckets of previous tokens; by default as many as
+    the vocabulary wants. Raises InvalidEvidence when there is no pair to count.
     """
-    num_contexts = vocab_size if vocab_size <= LARGEST_EXACT_VOCABULARY else NUM_HASH_BUCKETS
+    if num_contexts is None:
+        num_contexts = vocab_size if vocab_size <= LARGEST_EXACT_VOCABULARY else NUM_HASH_BUCKETS
     windows = sample_windows(token_streams, max_tokens, seed)
     if not windows:
         raise InvalidEvidence("The exemplars hold no text to learn from: supply some thousand tokens.")

@@ -35,6 +35,11 @@ class PairSegment:
         pair_keys_K, starts = np.unique(sorted_keys_N, return_index=True)
         return cls(pair_keys_K, np.append(starts, len(order)), columns_N[order], gains_N[order])
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its arrays."""
+        return self.pair_keys_K.nbytes + self.starts.nbytes + self.columns_N.nbytes + self.gains_N.nbytes
+
     def merged_with(self, other: "PairSegment") -> "PairSegment":
         """One segment of the entries of both."""
         return PairSegment.of(

@@ -29,12 +29,15 @@ class Totals:
     groups_B: np.ndarray
 
     def loss(self, picks_RB: np.ndarray) -> np.ndarray:
-        """Mean over domains of nats per token, for each row of window indices, [R]."""
+        """Mean over domains of nats per token, for each row of window indices, [R].
+
+        Rows are those of `resamples`: in the place of every window stands one of its own domain.
+        """
         per_group = []
         for group in np.unique(self.groups_B):
-            members_RB = self.groups_B[picks_RB] == group
-            nats_R = (self.nats_B[picks_RB] * members_RB).sum(axis=1)
-            tokens_R = (self.tokens_B[picks_RB] * members_RB).sum(axis=1)
+            picks_RM = picks_RB[:, self.groups_B == group]
+            nats_R = self.nats_B[picks_RM].sum(axis=1)
+            tokens_R = self.tokens_B[picks_RM].sum(axis=1)
             per_group.append(_share(nats_R, tokens_R.astype(np.float64)))
         return np.asarray(np.mean(per_group, axis=0))
 

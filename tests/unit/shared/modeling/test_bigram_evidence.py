@@ -68,6 +68,23 @@ class TestBigramEvidence:
         assert set(buckets.tolist()) == set(range(NUM_HASH_BUCKETS))
         assert np.bincount(buckets).max() < 2 * np.bincount(buckets).min()
 
+    def test_buckets_of_previous_tokens_can_be_chosen(self) -> None:
+        stream = text(0, vocab_size=400)
+
+        evidence = build_bigram_evidence([stream], 400, num_contexts=16)
+
+        contexts = contexts_of(np.array(stream[:-1]), 400, 16)
+        assert np.array_equal(evidence.context_counts, np.bincount(contexts, minlength=16))
+
+    def test_memory_grows_by_what_a_newcomer_brings(self) -> None:
+        first, second = (build_bigram_evidence([text(seed)], 40) for seed in range(2))
+        alone, together = BigramEvidenceStack([first]), BigramEvidenceStack([first, second])
+
+        gain_and_column_bytes = 16 * len(second.pair_keys_N)
+        two_tables_bytes = 8 * 2 * 40
+
+        assert together.num_bytes - alone.num_bytes >= gain_and_column_bytes + two_tables_bytes
+
     def test_a_newcomer_changes_nobody_elses_evidence(self) -> None:
         tables = [build_bigram_evidence([text(seed)], 40) for seed in range(4)]
         tokens = np.array(text(9, length=50))

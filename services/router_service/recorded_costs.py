@@ -55,8 +55,10 @@ def work_of(spec: JobSpecBase) -> float:
 
 
 def graph_steps(spec: CooperationGraphJobSpec) -> int:
-    """Of all networks together: per seed the graph and, with controls, one scalar and the sweep's graphs."""
-    networks_per_seed = 1 + (1 + len(spec.l1_sweep) if spec.controls else 0)
+    """Of all networks together: per seed the graph, one at each k, with controls one scalar and the sweep's graphs, and
+    two that are trained jointly."""
+    controls = 1 + len(spec.l1_sweep) if spec.controls else 0
+    networks_per_seed = 1 + len(spec.top_ks) + controls + 2 * bool(spec.joint)
     return len(spec.seeds) * networks_per_seed * spec.hyperparameters.num_steps
 
 

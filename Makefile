@@ -1,6 +1,6 @@
 # Two commands are enough: `make run` and `make test`. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format demo bench clean
+.PHONY: help setup run test check format demo bench bench-train clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TESTS := tests/e2e tests/integration/local_stack tests/integration/trainer_worke
 	tests/architecture
 
 help:  ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Create .venv and install everything (only what changed)
 
@@ -49,6 +49,10 @@ bench: $(READY)  ## Measure speed and memory against peers and limits (long; wri
 	$(BIN)/python -m benchmarks.adapter_loading
 	$(BIN)/python -m benchmarks.hop
 	$(BIN)/python -m benchmarks.kill_cycles
+
+bench-train: $(READY)  ## Measure training against a bare PEFT script, and how soon jobs start and go on after a kill
+	$(BIN)/python -m benchmarks.training $(ARGS)
+	$(BIN)/python -m benchmarks.job_latency
 
 clean:  ## Remove caches, the state folder and the virtual environment
 	@if [ -x $(BIN)/adaptive-moe ]; then $(BIN)/adaptive-moe down --erase; fi

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tests that start whole stacks wait for much and come first, so that the small ones fill the gaps to the end.
 TESTS := tests/e2e tests/integration/local_stack tests/integration/trainer_worker tests/integration tests/unit \
-	tests/architecture
+	tests/gpu tests/architecture
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,9 +1,11 @@
 """The demo release under an evaluation job's own code, on generated text that its experts never saw.
 
-    python -m benchmarks.demo_evaluation [--seeds 0 1 2] [--documents 48]
+    python -m benchmarks.demo_evaluation [--seeds 0 1 2] [--documents 48] [--peers arrow x_lora multi_task]
 
-Domains that the demo keeps back are the text of no known domain. Writes benchmarks/results/demo_evaluation-<date>/;
-systems that have been read are kept in --work, so an interrupted run goes on.
+Domains that the demo keeps back are the text of no known domain. Peers are trained on the very items that the experts
+were trained on; the multi-task adapter takes as many steps as all of them together, which is most of the time. Writes
+benchmarks/results/demo_evaluation-<date>/; what has been trained and read is kept in --work, so an interrupted run goes
+on.
 """
 
 import argparse
@@ -14,16 +16,19 @@ from pathlib import Path
 import torch
 
 from services.shared.config import Settings
-from services.shared.modeling.base_model import load_base_model
+from services.shared.modeling.base_model import LoadedBase, load_base_model
 from services.shared.modeling.router_artifact import read_router_file
 from services.shared.publishing import EXEMPLARS_FILE, add_evidence
-from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.schemas.evaluation import EvaluationJobSpec, MultiTaskTraining, XLoraTraining
 from services.shared.training_text import read_examples
 from services.trainer_worker.demo.domains import DEMO_DOMAINS, DOMAINS, HELD_BACK_DOMAINS
+from services.trainer_worker.demo.experts import as_example
+from services.trainer_worker.demo.plan import DEFAULT_SEED, ExpertPlan
 from services.trainer_worker.evaluation.artifact import write_artifact
-from services.trainer_worker.evaluation.evaluator import Subject, evaluate
+from services.trainer_worker.evaluation.evaluator import evaluate
 from services.trainer_worker.evaluation.held_out import columns_of, in_order
 from services.trainer_worker.evaluation.report import headline
+from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.evaluation.windows import Streams
 from services.trainer_worker.progress import TrainingProgress
 
@@ -35,12 +40,26 @@ def main() -> None:
     """Evaluate and write the report."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
+    plan = ExpertPlan()
     spec = EvaluationJobSpec(
         held_out=dict.fromkeys(DEMO_DOMAINS, _NO_FILE),
         seeds=tuple(arguments.seeds),
         max_documents=arguments.documents,
         max_switching_documents=2 * arguments.documents,
+        peers=tuple(arguments.peers),
+        training_files=dict.fromkeys(DEMO_DOMAINS, _NO_FILE),
+        multi_task=MultiTaskTraining(
+            max_steps=arguments.multi_task_steps,
+            learning_rate=plan.learning_rate,
+            batch_size=plan.batch_size,
+            max_length=plan.block_length,
+        ),
+        x_lora=XLoraTraining(num_steps=arguments.x_lora_steps, learning_rate=3e-3),
     )
+    training = {
+        name: [as_example(item) for item in DOMAINS[name].generate(DEFAULT_SEED, plan.items_for(name), "train")]
+        for name in DEMO_DOMAINS
+    }
     subject = demo_subject(arguments.demo, arguments.work)
     columns = columns_of(DEMO_DOMAINS, [(name, None) for name, _ in subject.experts])
     number = 3 * arguments.documents
@@ -50,7 +69,9 @@ def main() -> None:
         subject,
         in_order(columns, held_out, unknown),
         spec,
-        folder=arguments.work / "readings",
+        training={name: training[name] for name in columns},
+        fresh_model=lambda: _base(arguments.demo).model,
+        folder=arguments.work,
         on_progress=_say,
         should_stop=lambda: False,
     )
@@ -67,7 +88,7 @@ def main() -> None:
 
 def demo_subject(demo: Path, work: Path) -> Subject:
     """The demo's experts with the evidence that they get when the demo is first started."""
-    base = load_base_model(Settings(base_model=str(demo / "base"), device="cpu"))
+    base = _base(demo)
     experts = []
     for name in DEMO_DOMAINS:
         folder = work / "experts" / name
@@ -81,6 +102,10 @@ def demo_subject(demo: Path, work: Path) -> Subject:
             partial.rename(folder)
         experts.append((name, folder))
     return Subject(base, experts, demo / "router", None)
+
+
+def _base(demo: Path) -> LoadedBase:
+    return load_base_model(Settings(base_model=str(demo / "base"), device="cpu"))
 
 
 def _streams(subject: Subject, domain: str, number: int) -> Streams:
@@ -101,6 +126,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=root / "benchmarks/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--documents", type=int, default=48, help="per domain and seed; twice as many switch")
+    parser.add_argument("--peers", nargs="*", default=["arrow", "x_lora", "multi_task"])
+    parser.add_argument("--x-lora-steps", type=int, default=300)
+    parser.add_argument(
+        "--multi-task-steps",
+        type=int,
+        default=sum(map(ExpertPlan().steps_for, DEMO_DOMAINS)),
+        help="default: those of all experts",
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

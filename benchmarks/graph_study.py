@@ -22,7 +22,7 @@ from benchmarks.results_file import machine
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.training_text import Example
 from services.trainer_worker.demo.domains import DEMO_DOMAINS, DOMAINS
-from services.trainer_worker.evaluation.evaluator import Subject
+from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.graph_artifact import headline, write_report
 from services.trainer_worker.progress import TrainingProgress
 from services.trainer_worker.training.cooperation_graph import train_cooperation_graph

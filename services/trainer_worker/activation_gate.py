@@ -88,9 +88,9 @@ def _measured(
     context: JobContext, candidate: Candidate, active: ReleaseRow, spec: EvaluationJobSpec
 ) -> Evaluation | None:
     from services.shared.modeling.base_model import load_base_model
-    from services.trainer_worker.evaluation.evaluator import Subject
     from services.trainer_worker.evaluation.held_out import columns_of, in_order
     from services.trainer_worker.evaluation.routed_losses import routed_losses
+    from services.trainer_worker.evaluation.subject import Subject
 
     experts = [(column.version.expert_name, column.version.expert.domain) for column in active.experts]
     tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)

@@ -9,12 +9,14 @@ from services.shared.registry import set_evaluation
 from services.shared.release_evaluation import Evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.tokenizer import Tokenizer, load_tokenizer
+from services.shared.training_text import Example
 from services.trainer_worker.base_identity import configured_base
 from services.trainer_worker.evaluation.artifact import write_artifact
-from services.trainer_worker.evaluation.evaluator import Subject, evaluate
+from services.trainer_worker.evaluation.evaluator import evaluate
 from services.trainer_worker.evaluation.held_out import HeldOutText, columns_of, documents_name, in_order
 from services.trainer_worker.evaluation.release_figures import Figures
 from services.trainer_worker.evaluation.report import headline
+from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
 from services.trainer_worker.released import Released, released
@@ -33,7 +35,9 @@ def run_evaluation_job(context: JobContext) -> Publish:
         subject,
         text,
         spec,
-        folder=context.folder.work / "readings",
+        training=_training(context, spec, text),
+        fresh_model=lambda: load_base_model(context.settings).model,
+        folder=context.folder.work,
         on_progress=context.report,
         should_stop=context.should_stop,
     )
@@ -64,6 +68,14 @@ def _held_out(context: JobContext, spec: EvaluationJobSpec, release: Released) -
     streams = {domain: _tokenised(context, file_id, tokenizer) for domain, file_id in spec.held_out.items()}
     unknown = _tokenised(context, spec.unknown_file, tokenizer) if spec.unknown_file is not None else None
     return in_order(columns, streams, unknown)
+
+
+def _training(context: JobContext, spec: EvaluationJobSpec, text: HeldOutText) -> dict[str, list[Example]]:
+    """What peers are trained on, in the order of the gate's columns."""
+    if not spec.training_files:
+        return {}
+    tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
+    return {domain: examples_of(context, spec.training_files[domain], tokenizer) for domain in text.domains}
 
 
 def _tokenised(context: JobContext, file_id: str, tokenizer: Tokenizer) -> list[list[int]]:

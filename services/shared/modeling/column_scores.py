@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,18 +31,6 @@ class FilterState:
     def copy(self) -> "FilterState":
         """An independent twin."""
         return FilterState(self.posterior_C.copy(), self.last_token, self.smoothed and self.smoothed.copy())
-
-
-class ColumnScores(Protocol):
-    """Scores over columns after each token; `advance` and `advance_batch` update the states they are given."""
-
-    def start(self) -> FilterState: ...
-
-    def advance(self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None) -> Floats: ...
-
-    def advance_batch(
-        self, states: Sequence[FilterState], token_ids_B: Ints, trunk_states_BD: TrunkStates | None
-    ) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -139,6 +126,10 @@ class LearnedScores:
         for state, scores_C, token_id in zip(states, scores_BC, token_ids_B, strict=True):
             state.posterior_C, state.last_token = scores_C.copy(), int(token_id)
         return scores_BC
+
+
+ColumnScores = BayesScores | LearnedScores
+"""Scores over columns after each token; `advance` and `advance_batch` update the states they are given."""
 
 
 def _smooth_batch(states: Sequence[FilterState], trunk_states_BD: TrunkStates) -> Floats:

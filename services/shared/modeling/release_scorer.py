@@ -1,7 +1,7 @@
 """The router of one release, as both services run it: tokens in, scores and weights per column out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -115,11 +115,23 @@ class ReleaseScorer:
         """The filter and the evidence that it reads; None where a learned network gives the scores."""
         return self._scores if isinstance(self._scores, BayesScores) else None
 
+    @property
+    def bayes_filter(self) -> BayesFilter | None:
+        """The filter that its scores come from; None for a learned router without one."""
+        return self._scores.bayes_filter
+
     def with_gate(self, gate: Gate) -> "ReleaseScorer":
         """The same scores and graph under another gate."""
+        return self._with(self._scores, gate)
+
+    def with_filter(self, bayes_filter: BayesFilter) -> "ReleaseScorer":
+        """The same evidence, gate and graph under a filter with other constants."""
+        return self._with(replace(self._scores, bayes_filter=bayes_filter), self._gate)
+
+    def _with(self, scores: ColumnScores, gate: Gate) -> "ReleaseScorer":
         return ReleaseScorer(
             columns=self.columns,
-            scores=self._scores,
+            scores=scores,
             gate=gate,
             graph=self._graph,
             vocab_size=self._vocab_size,

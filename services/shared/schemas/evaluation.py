@@ -1,13 +1,37 @@
 """The specification of an evaluation: what a release is worth on held-out text."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from services.shared.schemas.job_spec import FileId, JobSpecBase, ReleaseId, refuse_repeated
+from services.shared.errors import InvalidRequest
+from services.shared.schemas.job_spec import FileId, JobSpecBase, ReleaseId, Spec, refuse_repeated
 from services.shared.vocabulary import JobKind
 
 DomainName = Annotated[str, Field(min_length=1, max_length=200)]
+PeerName = Literal["arrow", "x_lora", "multi_task"]
+_TRAINED_PEERS: Final = ("x_lora", "multi_task")
+
+
+class MultiTaskTraining(Spec):
+    """Of one adapter on everybody's text; its rank and scale are those of all experts together."""
+
+    learning_rate: float = Field(default=2e-4, gt=0.0, le=1.0)
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    num_epochs: float = Field(default=3.0, gt=0.0, le=1000.0)
+    max_steps: int | None = Field(
+        default=None, ge=1, description="For a fair comparison: as many as all experts' trainings took together."
+    )
+    max_length: int = Field(default=256, ge=8, le=131072)
+
+
+class XLoraTraining(Spec):
+    """Of X-LoRA's classifier, on documents of which half switch their domain; the experts stay as they are."""
+
+    num_steps: int = Field(default=300, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    max_length: int = Field(default=256, ge=8, le=131072)
 
 
 class EvaluationJobSpec(JobSpecBase):
@@ -29,6 +53,24 @@ class EvaluationJobSpec(JobSpecBase):
     top_ks: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
         default=(1, 2, 3, 4), max_length=16, description="Columns that a top-k gate keeps, one after the other."
     )
+    stickinesses: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
+        default=(0.001, 0.02),
+        max_length=16,
+        description="Chances per token that the domain changes, for the router's filter, one after the other.",
+    )
+    tempers: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        default=(0.15, 0.6), max_length=16, description="Tempers of the router's filter, one after the other."
+    )
+    peers: tuple[PeerName, ...] = Field(
+        default=(),
+        description="What else is compared: PEFT Arrow and PEFT X-LoRA over the same experts, one adapter trained on "
+        "all text. The last two are trained first, which costs time.",
+    )
+    training_files: dict[DomainName, FileId] = Field(
+        default={}, max_length=256, description="What peers are trained on, by domain as in held_out."
+    )
+    multi_task: MultiTaskTraining = MultiTaskTraining()
+    x_lora: XLoraTraining = XLoraTraining()
     without_each: bool = Field(default=True, description="Take each expert out of the release and add it back.")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(0, 1, 2), min_length=1, max_length=20, description="Each draws documents and pairs of its own."
@@ -40,8 +82,9 @@ class EvaluationJobSpec(JobSpecBase):
     max_tokens: int = Field(default=256, ge=32, le=131_072, description="Of a document; the rest is not read.")
 
     def named_files(self) -> dict[str, str]:
-        """Held-out text, and text of no known domain."""
+        """Held-out text, what peers are trained on, and text of no known domain."""
         named = {f"held_out.{domain}": file_id for domain, file_id in self.held_out.items()}
+        named |= {f"training_files.{domain}": file_id for domain, file_id in self.training_files.items()}
         return named | ({"unknown_file": self.unknown_file} if self.unknown_file is not None else {})
 
     def named_release(self) -> str | None:
@@ -49,5 +92,26 @@ class EvaluationJobSpec(JobSpecBase):
         return self.release
 
     def check(self) -> None:
-        """Nothing twice."""
-        refuse_repeated(thresholds=self.thresholds, top_ks=self.top_ks, seeds=self.seeds)
+        """Nothing twice; text for the peers that are trained, and for nobody else."""
+        refuse_repeated(
+            thresholds=self.thresholds,
+            top_ks=self.top_ks,
+            stickinesses=self.stickinesses,
+            tempers=self.tempers,
+            seeds=self.seeds,
+        )
+        if len(set(self.peers)) < len(self.peers):
+            raise InvalidRequest("peers names one twice.", param="peers")
+        trained = [peer for peer in self.peers if peer in _TRAINED_PEERS]
+        if trained and set(self.training_files) != set(self.held_out):
+            raise InvalidRequest(
+                f"{' and '.join(trained)} must be trained: training_files needs a file for each domain of held_out, "
+                "and for no other.",
+                param="training_files",
+            )
+        if self.training_files and not trained:
+            raise InvalidRequest(
+                f"training_files are for the peers {' and '.join(_TRAINED_PEERS)}: name one of them under peers, or "
+                "leave the files out.",
+                param="training_files",
+            )

@@ -1,19 +1,19 @@
 """Reads held-out text under a release and under everything that it is compared with."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from services.shared.modeling.base_model import LoadedBase
-from services.shared.modeling.gating import Gate
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.schemas.evaluation import EvaluationJobSpec
-from services.shared.vocabulary import GateType
-from services.trainer_worker.evaluation.figures import experts_per_token
+from services.trainer_worker.evaluation.documents import Documents
+from services.trainer_worker.evaluation.figures import experts_per_token, token_accuracy
 from services.trainer_worker.evaluation.held_out import HeldOutText
+from services.trainer_worker.evaluation.peers import NOBODYS, FreshModel, PeerMaker
 from services.trainer_worker.evaluation.release_figures import (
     BASE_ALONE,
     ORACLE,
@@ -22,14 +22,18 @@ from services.trainer_worker.evaluation.release_figures import (
     Figures,
     PartReadings,
     SeedReadings,
+    filter_figures,
     gate_figures,
     newcomer_figures,
     over_seeds,
     seed_figures,
     unknown_figures,
 )
-from services.trainer_worker.evaluation.staged_reading import StagedReading, num_batches
+from services.trainer_worker.evaluation.staged_reading import StagedReading
+from services.trainer_worker.evaluation.subject import Subject
+from services.trainer_worker.evaluation.sweep import filters, gates
 from services.trainer_worker.evaluation.systems import (
+    Readings,
     Weigh,
     constant,
     gated,
@@ -38,94 +42,105 @@ from services.trainer_worker.evaluation.systems import (
     scores_of,
     with_silent_column,
 )
-from services.trainer_worker.evaluation.windows import Windows, switching_windows, whole_windows
+from services.trainer_worker.evaluation.windows import Windows
 from services.trainer_worker.progress import TrainingProgress
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A release as the trainer loads it; `experts` are (name, folder) in the order of its gate's columns."""
-
-    base: LoadedBase
-    experts: Sequence[tuple[str, Path]]
-    router_dir: Path
-    graph_dir: Path | None
-
-    def scorer(self, *, without: str | None = None) -> ReleaseScorer:
-        """Its router; without one of its experts, as a release without that one would have it."""
-        return ReleaseScorer.load(
-            router_dir=self.router_dir,
-            graph_dir=self.graph_dir,
-            experts=[(name, folder) for name, folder in self.experts if name != without],
-            vocab_size=self.base.tokenizer.vocab_size,
-        )
+if TYPE_CHECKING:
+    from services.shared.training_text import Example
 
 
 @dataclass(frozen=True)
-class Documents:
-    """What is read: per seed, whole documents and such that switch (None: one domain); and text of no expert."""
+class PeerReadings:
+    """What peers made of the documents, by stage and name, and how each was made."""
 
-    whole: Mapping[int, Windows]
-    switching: Mapping[int, Windows | None]
-    unknown: Windows | None
-
-    @classmethod
-    def draw(cls, text: HeldOutText, spec: EvaluationJobSpec, *, length: int, num_experts: int) -> "Documents":
-        """Documents of at most `length` tokens; raises InvalidDataset where there is too little text."""
-        whole = {
-            seed: whole_windows(text.streams, text.columns, num_per_domain=spec.max_documents, length=length, seed=seed)
-            for seed in spec.seeds
-        }
-        switching = {
-            seed: switching_windows(
-                text.streams, text.columns, num_documents=spec.max_switching_documents, half=length // 2, seed=seed
-            )
-            if len(text.domains) > 1
-            else None
-            for seed in spec.seeds
-        }
-        unknown = None
-        if text.unknown is not None:
-            unknown = whole_windows(
-                [text.unknown], [num_experts], num_per_domain=spec.max_documents, length=length, seed=spec.seeds[0]
-            )
-        return cls(whole, switching, unknown)
+    by_stage: "Mapping[str, Mapping[str, Readings]]"
+    about: Sequence[str]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     subject: Subject,
     text: HeldOutText,
     spec: EvaluationJobSpec,
     *,
+    training: "Mapping[str, Sequence[Example]]",
+    fresh_model: FreshModel,
     folder: Path,
     on_progress: Callable[[TrainingProgress], None],
     should_stop: Callable[[], bool],
 ) -> Figures:
-    """All figures as plain values. Goes on from what an interrupted evaluation of the same left in `folder`."""
+    """All figures as plain values. Goes on from what an interrupted evaluation of the same left in `folder`.
+
+    `training` is what peers are trained on, by domain in the order of the gate's columns; empty where none is.
+    """
     length = min(spec.max_tokens, subject.base.max_context)
-    documents = Documents.draw(text, spec, length=length, num_experts=len(subject.experts))
+    num_experts = len(subject.experts)
+    documents = Documents.draw(text, spec, length=length, num_experts=num_experts)
+    scorer = subject.scorer()
+    reading = StagedReading(
+        folder / "readings",
+        total_steps=documents.num_steps(
+            spec,
+            num_experts=num_experts,
+            num_domains=len(text.domains),
+            num_filters=len(filters(scorer.bayes_filter, spec)),
+        ),
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    maker = PeerMaker(
+        subject,
+        spec,
+        training,
+        fresh_model=fresh_model,
+        folder=folder / "peers",
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    peers = _read_peers(maker, spec, documents, reading)
     with ExpertEnsemble.load(subject.base, subject.experts) as ensemble:
-        reading = StagedReading(
-            ensemble,
-            folder,
-            total_steps=_num_batches(documents, text, spec, num_experts=len(subject.experts)),
-            on_progress=on_progress,
-            should_stop=should_stop,
+        return _Evaluator(subject, text, spec, scorer=scorer, ensemble=ensemble, reading=reading, peers=peers).figures(
+            documents
         )
-        return _Evaluator(subject, text, spec, reading).figures(documents)
+
+
+def _read_peers(
+    maker: PeerMaker, spec: EvaluationJobSpec, documents: Documents, reading: StagedReading
+) -> PeerReadings:
+    """One after the other, so that no two of their models are in memory at once."""
+    stages = {stage: windows for seed in spec.seeds for stage, windows in documents.stages(seed).items()}
+    by_stage: dict[str, dict[str, Readings]] = {stage: {} for stage in stages}
+    about = []
+    for name in spec.peers:
+        peer = maker.make(name)
+        about.append(peer.about)
+        for stage, windows in stages.items():
+            by_stage[stage][peer.name] = reading.read(peer, stage, name, windows, NOBODYS)
+    return PeerReadings(by_stage, about)
 
 
 class _Evaluator:
     """Has everything read that the figures need, each system once."""
 
-    def __init__(self, subject: Subject, text: HeldOutText, spec: EvaluationJobSpec, reading: StagedReading) -> None:
+    def __init__(  # noqa: PLR0913
+        self,
+        subject: Subject,
+        text: HeldOutText,
+        spec: EvaluationJobSpec,
+        *,
+        scorer: ReleaseScorer,
+        ensemble: ExpertEnsemble,
+        reading: StagedReading,
+        peers: PeerReadings,
+    ) -> None:
         self._subject = subject
         self._text = text
         self._spec = spec
+        self._scorer = scorer
+        self._ensemble = ensemble
         self._reading = reading
+        self._peers = peers
         self._names = [name for name, _ in subject.experts]
-        self._scorer = subject.scorer()
 
     def figures(self, documents: Documents) -> Figures:
         """Seed by seed; the sweep and the newcomers on the first seed's documents."""
@@ -138,13 +153,16 @@ class _Evaluator:
             },
             "documents": {str(seed): whole.digest for seed, whole in documents.whole.items()},
             "gate": gate_figures(self._scorer.gate),
+            "filter": filter_figures(own) if (own := self._scorer.bayes_filter) is not None else None,
+            "peers": list(self._peers.about),
             "losses": {
                 domain: float(np.mean([seed["systems"][ROUTED]["domains"][domain] for seed in seeds]))
                 for domain in domains
             },
             "over_seeds": over_seeds(seeds),
             "seeds": seeds,
-            "sweep": self._sweep(readings[0]),
+            "sweep": self._gate_sweep(readings[0]),
+            "filter_sweep": self._filter_sweep(readings[0]),
             "newcomers": self._newcomers(readings[0]) if self._spec.without_each and len(self._names) > 1 else {},
             "unknown": self._unknown(documents.unknown) if documents.unknown is not None else None,
         }
@@ -160,36 +178,53 @@ class _Evaluator:
     def _part(self, stage: str, windows: Windows, systems: Mapping[str, Weigh]) -> PartReadings:
         scores_BTC = scores_of(self._scorer, self._subject.base, windows)
         every = {**systems, ROUTED: lambda _: gated(self._scorer, scores_BTC)}
-        readings = {name: self._reading.read(stage, name, windows, weigh) for name, weigh in every.items()}
-        return PartReadings(windows, scores_BTC, readings)
+        readings = {name: self._read(stage, name, windows, weigh) for name, weigh in every.items()}
+        return PartReadings(windows, scores_BTC, {**readings, **self._peers.by_stage.get(stage, {})})
 
-    def _sweep(self, readings: SeedReadings) -> list[Figures]:
+    def _read(self, stage: str, name: str, windows: Windows, weigh: Weigh) -> Readings:
+        return self._reading.read(self._ensemble, stage, name, windows, weigh)
+
+    def _gate_sweep(self, readings: SeedReadings) -> list[Figures]:
         """Quality against computation: the release's scores under other gates."""
-        return [self._under_gate(name, gate, readings) for name, gate in self._gates().items()]
+        rows = []
+        for name, gate in gates(self._scorer.gate, self._spec).items():
+            scorer = self._scorer.with_gate(gate)
+            row = {"gate": name, **gate_figures(gate)}
+            for part_name, part in readings.parts.items():
+                row[part_name] = self._variant(readings, part_name, name, gated(scorer, part.scores_BTC))
+            rows.append(row)
+        return rows
 
-    def _gates(self) -> dict[str, Gate]:
-        gate = self._scorer.gate
-        thresholds = {
-            f"threshold {value:g}": replace(gate, gate_type=GateType.THRESHOLD, threshold=value)
-            for value in self._spec.thresholds
-        }
-        return thresholds | {
-            f"top-k {k}": replace(gate, gate_type=GateType.TOPK, max_experts=k) for k in self._spec.top_ks
-        }
+    def _filter_sweep(self, readings: SeedReadings) -> list[Figures]:
+        """The release's evidence under its own filter, then under filters of other constants."""
+        own = self._scorer.bayes_filter
+        if own is None:
+            return []
+        rows = []
+        for name, bayes_filter in {"as released": own, **filters(own, self._spec)}.items():
+            scorer = self._scorer.with_filter(bayes_filter)
+            row = {"filter": name, **filter_figures(bayes_filter)}
+            for part_name, part in readings.parts.items():
+                if bayes_filter == own:
+                    row[part_name] = self._cost_and_loss(part, part.systems[ROUTED], by_domain=part_name == "whole")
+                else:
+                    scores_BTC = scores_of(scorer, self._subject.base, part.windows)
+                    row[part_name] = self._variant(readings, part_name, name, gated(scorer, scores_BTC))
+            rows.append(row)
+        return rows
 
-    def _under_gate(self, name: str, gate: Gate, readings: SeedReadings) -> Figures:
-        scorer = self._scorer.with_gate(gate)
-        row: Figures = {"gate": name, **gate_figures(gate)}
-        for part_name, part in readings.parts.items():
-            stage = f"{readings.seed}-{part_name}"
-            weights_BTE = gated(scorer, part.scores_BTC)
-            one = self._reading.read(stage, name, part.windows, _given(weights_BTE))
-            row[part_name] = {
-                "loss": part.loss(one, by_domain=part_name == "whole"),
-                "experts_per_token": experts_per_token(one, part.windows),
-                "tokens_per_s": one.tokens_per_s,
-            }
-        return row
+    def _variant(self, readings: SeedReadings, part_name: str, name: str, weights_BTE: Tensor) -> Figures:
+        part = readings.parts[part_name]
+        one = self._read(f"{readings.seed}-{part_name}", name, part.windows, _given(weights_BTE))
+        return self._cost_and_loss(part, one, by_domain=part_name == "whole")
+
+    def _cost_and_loss(self, part: PartReadings, one: Readings, *, by_domain: bool) -> Figures:
+        return {
+            "loss": part.loss(one, by_domain=by_domain),
+            "agreement": token_accuracy(one, part.windows),
+            "experts_per_token": experts_per_token(one, part.windows),
+            "tokens_per_s": one.tokens_per_s,
+        }
 
     def _newcomers(self, readings: SeedReadings) -> Figures:
         """Each expert with text is taken out, as if the release had never had it, and added back."""
@@ -199,7 +234,7 @@ class _Evaluator:
             smaller = routed(self._subject.scorer(without=name), self._subject.base)
             weigh = with_silent_column(smaller, column)
             stage = f"{readings.seed}-whole"
-            without[index] = self._reading.read(stage, f"without {name}", readings.whole.windows, weigh)
+            without[index] = self._read(stage, f"without {name}", readings.whole.windows, weigh)
         return newcomer_figures(readings.whole, without, self._text.domains)
 
     def _unknown(self, windows: Windows) -> Figures:
@@ -224,14 +259,3 @@ def _fixed_systems(names: Sequence[str]) -> dict[str, Weigh]:
 
 def _given(weights_BTE: Tensor) -> Weigh:
     return lambda _: weights_BTE
-
-
-def _num_batches(documents: Documents, text: HeldOutText, spec: EvaluationJobSpec, *, num_experts: int) -> int:
-    whole = {seed: num_batches(windows) for seed, windows in documents.whole.items()}
-    switching = {seed: num_batches(windows) for seed, windows in documents.switching.items()}
-    first = spec.seeds[0]
-    num_systems = num_experts + 4
-    num_gates = len(spec.thresholds) + len(spec.top_ks)
-    total = num_systems * (sum(whole.values()) + sum(switching.values()))
-    total += num_gates * (whole[first] + switching[first]) + 3 * num_batches(documents.unknown)
-    return total + (len(text.domains) * whole[first] if spec.without_each and num_experts > 1 else 0)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from services.shared.modeling.bayes_filter import BayesFilter
 from services.shared.modeling.gating import Gate
 from services.trainer_worker.evaluation.figures import (
     Interval,
@@ -89,6 +90,7 @@ def seed_figures(readings: SeedReadings, domains: Sequence[str]) -> Figures:
             name: {
                 **{part: _plain(intervals.get(name, {})) for part, intervals in compared.items()},
                 "domains": dict(zip(domains, domain_losses(one, whole.windows), strict=True)),
+                "tokens_per_s": one.tokens_per_s,
             }
             for name, one in whole.systems.items()
         },
@@ -134,6 +136,11 @@ def unknown_figures(part: PartReadings) -> Figures:
 def gate_figures(gate: Gate) -> Figures:
     """A gate's settings."""
     return {"gate_type": gate.gate_type.value, "threshold": gate.threshold, "max_experts": gate.max_experts}
+
+
+def filter_figures(bayes_filter: BayesFilter) -> Figures:
+    """A filter's constants."""
+    return {"stickiness": bayes_filter.stickiness, "temper": bayes_filter.temper}
 
 
 def over_seeds(seeds: Sequence[Figures]) -> Figures:

@@ -22,6 +22,12 @@ _NAMES = {
     "imbalance": "load imbalance, std / mean",
     "max_violation": "MaxVio, max / mean - 1",
 }
+_OF_A_VARIANT = ("loss", "agreement", "experts per token", "tokens/s")
+_VARIANT = (*_OF_A_VARIANT, *(f"{name}, switching" for name in _OF_A_VARIANT))
+SPEED = (
+    "Tokens per second are those of reading whole documents in batches of 16 on the worker that measured, the gate "
+    "included and the router's scores not; they suffer from whatever else the machine did."
+)
 
 
 def markdown(figures: Figures) -> str:
@@ -34,8 +40,10 @@ def markdown(figures: Figures) -> str:
         _matrix(first),
         "## Systems on the same documents",
         "Gain kept is (base - system) / (base - oracle); the oracle reads every token with its domain's own expert. In "
-        "brackets 95 % intervals, paired bootstrap over documents.",
+        "brackets 95 % intervals, paired bootstrap over documents."
+        + "".join(f" {about}." for about in figures["peers"]),
         _systems(first),
+        SPEED,
         f"![Share of the oracle's gain]({KEPT})",
         "### Routed mixture minus the others (below zero: the mixture is better)",
         _differences(first),
@@ -52,6 +60,8 @@ def markdown(figures: Figures) -> str:
         parts += ["## Around a switch of domain", f"![Loss around a switch]({AROUND_SWITCH})"]
     if figures["sweep"]:
         parts += ["## Quality against computation", _sweep(figures["sweep"]), f"![Sweep]({SWEEP})"]
+    if len(figures["filter_sweep"]) > 1:
+        parts += ["## Other constants of the router's filter", _filter_sweep(figures)]
     if figures["newcomers"]:
         parts += ["## Each expert taken out and added back", _newcomers(figures["newcomers"])]
     if figures["unknown"] is not None:
@@ -129,11 +139,12 @@ def _systems(seed: Figures) -> str:
             spread(row["switching"].get("loss")),
             spread(row["switching"].get("kept")),
             spread(row["after_switch"].get("loss")),
+            _number(row["tokens_per_s"], 0),
         ]
         for name, row in seed["systems"].items()
     ]
     header = ["system", "loss", "kept", "kept after 16 tokens", "loss, switching", "kept, switching"]
-    return table([*header, "first 16 after a switch"], rows)
+    return table([*header, "first 16 after a switch", "tokens/s"], rows)
 
 
 def _differences(seed: Figures) -> str:
@@ -175,18 +186,30 @@ def _calibration(found: Figures) -> str:
 
 
 def _sweep(rows: Sequence[Figures]) -> str:
+    return table(["gate", *_VARIANT], [[row["gate"], *_variant(row)] for row in rows])
+
+
+def _filter_sweep(figures: Figures) -> str:
+    own = figures["filter"]
+    rows = [[row["filter"], *_variant(row)] for row in figures["filter_sweep"]]
+    about = (
+        f"As released: stickiness {own['stickiness']:g}, temper {own['temper']:g}. One constant is changed at a time."
+    )
+    return f"{about}\n\n{table(['filter', *_VARIANT], rows)}"
+
+
+def _variant(row: Figures) -> list[str]:
     def cells(part: dict[str, Any] | None) -> list[str]:
         if part is None:
-            return ["-"] * 3
-        return [_number(part["loss"], 4), _number(part["experts_per_token"], 2), _number(part["tokens_per_s"], 0)]
+            return ["-"] * 4
+        return [
+            _number(part["loss"], 4),
+            _number(part["agreement"]),
+            _number(part["experts_per_token"], 2),
+            _number(part["tokens_per_s"], 0),
+        ]
 
-    header = ["gate", "loss", "experts per token", "tokens/s", "loss, switching", "experts per token", "tokens/s"]
-    lines = [[row["gate"], *cells(row["whole"]), *cells(row.get("switching"))] for row in rows]
-    note = (
-        "Tokens per second are those of reading prompts in batches of 16 on the worker that measured, the gate "
-        "included and the router's scores not; they suffer from whatever else the machine did."
-    )
-    return f"{table(header, lines)}\n\n{note}"
+    return [*cells(row["whole"]), *cells(row.get("switching"))]
 
 
 def _newcomers(found: Figures) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 
 from services.shared.release_evaluation import Evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
-from services.trainer_worker.evaluation.evaluator import Subject
 from services.trainer_worker.evaluation.figures import domain_losses
 from services.trainer_worker.evaluation.held_out import HeldOutText, documents_name
 from services.trainer_worker.evaluation.release_figures import ROUTED
 from services.trainer_worker.evaluation.staged_reading import StagedReading, num_batches
+from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.evaluation.systems import routed
 from services.trainer_worker.evaluation.windows import whole_windows
 from services.trainer_worker.progress import TrainingProgress
@@ -41,14 +41,14 @@ def routed_losses(
     weigh = routed(subject.scorer(), subject.base)
     with ExpertEnsemble.load(subject.base, subject.experts) as ensemble:
         reading = StagedReading(
-            ensemble,
             folder,
             total_steps=sum(map(num_batches, windows.values())),
             on_progress=on_progress,
             should_stop=should_stop,
         )
         losses_SD: Any = [
-            domain_losses(reading.read(f"{seed}-whole", ROUTED, drawn, weigh), drawn) for seed, drawn in windows.items()
+            domain_losses(reading.read(ensemble, f"{seed}-whole", ROUTED, drawn, weigh), drawn)
+            for seed, drawn in windows.items()
         ]
     digests = {str(seed): drawn.digest for seed, drawn in windows.items()}
     losses_D = np.mean(losses_SD, axis=0)

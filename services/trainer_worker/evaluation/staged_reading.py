@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from services.trainer_worker.evaluation.systems import BATCH, Readings, Weigh, read
+from services.trainer_worker.evaluation.systems import BATCH, Reader, Readings, Weigh, read
 from services.trainer_worker.evaluation.windows import Windows
 from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
-from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 
 def num_batches(windows: Windows | None) -> int:
@@ -25,14 +24,12 @@ class StagedReading:
 
     def __init__(
         self,
-        ensemble: ExpertEnsemble,
         folder: Path,
         *,
         total_steps: int,
         on_progress: Callable[[TrainingProgress], None],
         should_stop: Callable[[], bool],
     ) -> None:
-        self._ensemble = ensemble
         self._folder = folder
         self._total_steps = total_steps
         self._on_progress = on_progress
@@ -42,7 +39,7 @@ class StagedReading:
         self._clock: StepClock | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, stage: str, system: str, windows: Windows, weigh: Weigh) -> Readings:
+    def read(self, reader: Reader, stage: str, system: str, windows: Windows, weigh: Weigh) -> Readings:
         """The system's readings of these windows. `stage` and `system` name them: the same names, the same readings."""
         file = self._folder / f"{stage}-{system}.npz"
         if file.exists():
@@ -51,7 +48,7 @@ class StagedReading:
                 return Readings(kept["nats_BT"], weigh(windows).float().numpy(), float(kept["tokens_per_s"]))
         self._clock = self._clock or StepClock(self._step)
         started_at, tokens_before = time.monotonic(), self._num_tokens
-        readings = read(self._ensemble, windows, weigh, on_batch=lambda num: self._count(num, system))
+        readings = read(reader, windows, weigh, on_batch=lambda num: self._count(num, system))
         num_read = self._num_tokens - tokens_before
         tokens_per_s = num_read / max(time.monotonic() - started_at, 1e-9)
         half_written = file.with_suffix(".partial")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -12,12 +12,17 @@ from services.shared.modeling.base_model import LoadedBase
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.modeling.trunk import trunk_states
 from services.trainer_worker.evaluation.windows import Windows
-from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 BATCH: Final = 16
 
 Weigh = Callable[[Windows], Tensor]
 """weights_BTE over the experts of an ensemble."""
+
+
+class Reader(Protocol):
+    """Reads tokens under weights: -log p of every token but the first, [B, T-1]."""
+
+    def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor, *, only_speaking: bool = False) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Readings:
 
 
 def read(
-    ensemble: ExpertEnsemble,
+    reader: Reader,
     windows: Windows,
     weigh: Weigh,
     *,
@@ -45,7 +50,7 @@ def read(
     with torch.no_grad():
         for start in range(0, len(windows), BATCH):
             part = slice(start, start + BATCH)
-            nats.append(ensemble.nats(windows.token_ids_BT[part], weights_BTE[part], only_speaking=True).cpu())
+            nats.append(reader.nats(windows.token_ids_BT[part], weights_BTE[part], only_speaking=True).cpu())
             on_batch(windows.token_ids_BT[part].numel())
     return Readings(torch.cat(nats).numpy(), weights_BTE.numpy())
 

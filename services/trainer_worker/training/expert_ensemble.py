@@ -54,8 +54,13 @@ class ExpertEnsemble:
             weights_NE = weights_NE[:, slots]
         with self._mixture.gates(weights_NE, slots):
             logits_BTV = self.base.model(input_ids=token_ids_BT, use_cache=False).logits
-        targets_BT = token_ids_BT[:, 1:]
-        nats_N = torch.nn.functional.cross_entropy(
-            logits_BTV[:, :-1].flatten(0, 1).float(), targets_BT.flatten(), reduction="none"
-        )
-        return nats_N.view_as(targets_BT)
+        return next_token_nats(logits_BTV, token_ids_BT)
+
+
+def next_token_nats(logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:
+    """-log p of every token but the first, [B, T-1]."""
+    targets_BT = token_ids_BT[:, 1:]
+    nats_N = torch.nn.functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1).float(), targets_BT.flatten(), reduction="none"
+    )
+    return nats_N.view_as(targets_BT)

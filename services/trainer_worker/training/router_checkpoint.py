@@ -1,4 +1,4 @@
-"""Checkpoints of a learned router's training: with what is in one, and the same inputs, the next step is the same."""
+"""Checkpoints of a router's training: with what is in one, and the same inputs, the next step is the same."""
 
 import json
 import shutil
@@ -6,18 +6,27 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from services.trainer_worker.checkpoints import keep_only_last, last_complete, mark_complete
 from services.trainer_worker.training.expert_callbacks import CHECKPOINT_EVERY_S
-from services.trainer_worker.training.router_trainer import RouterStep, RouterTrainer
+from services.trainer_worker.training.router_trainer import RouterStep
 from services.trainer_worker.training.spliced_documents import DocumentSplicer
 
 _CHECKPOINTS_PER_TRAINING: Final = 10
 _TENSORS: Final = "state.safetensors"
 _REST: Final = "state.json"
+
+
+class Trainee(Protocol):
+    """What is trained: everything that its next step depends on beside its data, as named tensors."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class RouterCheckpoints:
         """About ten times in a training, and so often that a kill costs two minutes at most."""
         return num_steps % self._every == 0 or self._now() - self._saved_at >= CHECKPOINT_EVERY_S
 
-    def save(self, trainer: RouterTrainer, splicer: DocumentSplicer, totals: Totals) -> None:
+    def save(self, trainer: Trainee, splicer: DocumentSplicer, totals: Totals) -> None:
         """Write everything that the next step depends on; the checkpoint before is kept until this one is whole."""
         checkpoint = self._folder / f"checkpoint-{totals.num_steps}"
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -65,7 +74,7 @@ class RouterCheckpoints:
         keep_only_last(self._folder)
         self._saved_at = self._now()
 
-    def restore(self, trainer: RouterTrainer, splicer: DocumentSplicer) -> Totals | None:
+    def restore(self, trainer: Trainee, splicer: DocumentSplicer) -> Totals | None:
         """Put both back to the last whole checkpoint; None when there is none."""
         checkpoint = last_complete(self._folder)
         if checkpoint is None:

@@ -16,6 +16,7 @@ from services.shared.schemas.jobs import RouterHyperparameters
 from services.shared.vocabulary import GateType
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 from services.trainer_worker.training.spliced_documents import DocumentSplicer, SplicedBatch
+from services.trainer_worker.training.training_state import load_training_state, training_state
 
 _FIT_BATCHES: Final = 4
 _WEIGHT_DECAY: Final = 0.01
@@ -64,26 +65,11 @@ class RouterTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Network, optimiser and random state as named tensors."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for index, moments in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        return tensors | {"random": torch.get_rng_state()}
+        return training_state(self.network, self._optimizer)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to what `state` returned."""
-        moments: dict[int, dict[str, Tensor]] = {}
-        network = {}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part == "network":
-                network[rest] = tensor
-            elif part == "optimizer":
-                index, _, moment = rest.partition(".")
-                moments.setdefault(int(index), {})[moment] = tensor
-        self.network.load_state_dict(network)
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        torch.set_rng_state(tensors["random"])
+        load_training_state(tensors, self.network, self._optimizer)
 
     def steps(self, splicer: DocumentSplicer, *, first_step: int = 0) -> Iterator[RouterStep]:
         """Train, one optimiser step per item; `first_step` were done before."""

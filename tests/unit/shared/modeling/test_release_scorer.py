@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,24 @@ class TestBayesRelease:
 
         assert scores_TC[149].argmax() == 0
         assert scores_TC[190].argmax() == 2
+
+    def test_under_another_filter_it_scores_as_a_release_made_with_that_filter(
+        self, release: Path, tmp_path: Path
+    ) -> None:
+        base = build_bigram_evidence([chain(9, 4000)], VOCAB)
+        settings = RouterSettings(stickiness=0.05, temper=0.7)
+        write_bayes_router(tmp_path / "other", settings=settings, base_evidence=base)
+        experts = [(name, release / name) for name in NAMES]
+        made_so = ReleaseScorer.load(router_dir=tmp_path / "other", graph_dir=None, experts=experts, vocab_size=VOCAB)
+        scorer = load(release)
+        assert scorer.bayes_filter is not None
+        changed = scorer.with_filter(replace(scorer.bayes_filter, stickiness=0.05, temper=0.7))
+        text = chain(0, 60) + chain(2, 60)
+
+        scores_TC = changed.advance(changed.start(), text)
+
+        assert_allclose(scores_TC, made_so.advance(made_so.start(), text), rtol=0, atol=0)
+        assert np.abs(scores_TC - scorer.advance(scorer.start(), text)).max() > 0.01
 
     @pytest.mark.parametrize(("router", "tolerance"), [("router", 0.0), ("both", 1e-9)])
     def test_token_by_token_in_a_batch_equals_the_whole_prompt(

@@ -12,13 +12,13 @@ import pytest
 
 from services.local_stack.process_records import MARKER, ProcessRecords
 
-_SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
+_SLEEP = [sys.executable, "-I", "-S", "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process that sleeps in a session of its own."""
-    process = subprocess.Popen(_SLEEP, start_new_session=True)
+    process = subprocess.Popen(_SLEEP, stdout=subprocess.DEVNULL, start_new_session=True)
     yield process
     process.kill()
     process.wait()
@@ -45,9 +45,11 @@ def test_a_process_that_took_over_an_old_id_is_left_alone(tmp_path: Path, sleepe
 
 
 def test_an_orphan_is_known_by_its_session_and_its_marker(tmp_path: Path) -> None:
+    # Not before the child runs: in the middle of exec a process has no environment yet.
     spawn_and_die = (
         "import subprocess, sys\n"
-        f"child = subprocess.Popen({_SLEEP!r}, stdout=subprocess.DEVNULL)\n"
+        f"child = subprocess.Popen({_SLEEP!r}, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
         "print(child.pid, flush=True)"
     )
     leader = subprocess.Popen(

@@ -120,7 +120,7 @@ class TestParquet:
 
         assert read_examples(parquet_file(tmp_path, mixed), filename="a.parquet") == [
             Example("whole", None),
-            Example("2+2=4", 4),
+            Example("2+2=4", ((4, 5),)),
         ]
 
     @pytest.mark.parametrize(

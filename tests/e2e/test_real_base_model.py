@@ -12,7 +12,7 @@ from tests.e2e.journey import generate, shares, submit, upload, wait_for, wait_u
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-TRAINING = {"max_steps": 40, "learning_rate": 2e-3, "rank": 8, "alpha": 16, "max_length": 128}
+TRAINING = {"max_steps": 40, "eval_steps": 20, "learning_rate": 2e-3, "rank": 8, "alpha": 16, "max_length": 128}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Float, select
 from sqlalchemy.orm import Session
 
@@ -82,7 +82,10 @@ def recorded_costs(session: Session, spec: JobSpecBase, *, queue: str, base_fing
     adapter: TypeAdapter[JobSpecBase] = TypeAdapter(JobSpec)
     for row in session.scalars(query):
         assert row.result is not None
-        earlier = adapter.validate_python(row.spec)
+        try:
+            earlier = adapter.validate_python(row.spec)
+        except ValidationError:  # rows outlive versions of this program
+            continue
         if _pace(earlier) == _pace(spec):
             took = row.result["run"]
             found.append(Recorded(row.id, work_of(earlier), took["seconds"], took["peak_memory_bytes"]))
@@ -122,6 +125,9 @@ def _pace(spec: JobSpecBase) -> Any:
     match spec:
         case ImageCooperationJobSpec():
             return spec.setting, spec.num_experts, spec.data, spec.hyperparameters.batch_size
+        case EvaluationJobSpec():
+            # Peers are trained first, which no count of what is read tells.
+            return set(spec.peers), *((spec.multi_task, spec.x_lora) if spec.peers else ())
         case RouterJobSpec():
             return spec.router
         case _:
@@ -132,8 +138,8 @@ def _evaluated_tokens(spec: EvaluationJobSpec) -> float:
     num_domains = len(spec.held_out)
     whole = num_domains * spec.max_documents
     drawn = whole + (spec.max_switching_documents if num_domains > 1 else 0)
-    gates = len(spec.thresholds) + len(spec.top_ks)
-    documents = len(spec.seeds) * drawn * (_FIXED_SYSTEMS + num_domains) + gates * drawn
+    variants = len(spec.thresholds) + len(spec.top_ks) + len(spec.stickinesses) + len(spec.tempers)
+    documents = len(spec.seeds) * drawn * (_FIXED_SYSTEMS + num_domains + len(spec.peers)) + variants * drawn
     documents += num_domains * whole if spec.without_each else 0
     return float(documents * spec.max_tokens)
 

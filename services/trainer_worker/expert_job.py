@@ -52,6 +52,7 @@ def run_expert_job(context: JobContext) -> Publish:
     base = configured_base(settings)
     _refuse_what_cannot_join(context, spec, base)
     tap_layer = _tap_layer(context, base)
+    publish_checkpoints = partial(_publish_checkpoints, context, spec, {})
     training = train_expert(
         base_model=settings.base_model,
         train=train,
@@ -61,7 +62,7 @@ def run_expert_job(context: JobContext) -> Publish:
         on_progress=context.report,
         should_stop=context.should_stop,
         should_keep_state=context.should_keep_state,
-        on_checkpoint=partial(_publish_checkpoints, context, spec, {}),
+        on_checkpoint=publish_checkpoints,
         num_threads=settings.trainer.num_threads,
     )
     _note_gain(context, training)
@@ -82,7 +83,7 @@ def run_expert_job(context: JobContext) -> Publish:
     digest = publish_expert(context.storage, training.adapter_dir, examples=train, evidence=evidence)
     default_router = _default_router(context, spec, base, evidence)
     metrics = _metrics(training) | {"base_model": base.name}
-    checkpoints = _publish_checkpoints(context, spec, {})
+    checkpoints = publish_checkpoints()
     activation = _activation(context, spec, base, digest)
 
     def publish(session: Session) -> dict[str, Any]:

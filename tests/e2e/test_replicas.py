@@ -16,6 +16,7 @@ import pytest
 from services.trainer_worker.demo.domains import DOMAINS
 from tests.e2e.conftest import PROJECT, RunningStack, running_replicas
 from tests.e2e.journey import wait_until_served
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -40,7 +41,7 @@ def two_replicas() -> Iterator[RunningStack]:
     if not (PROJECT / "demo" / "base" / "model.safetensors").is_file():
         pytest.skip("demo artifacts are not built: run `adaptive-moe demo build`")
     with running_replicas("demo/base", num_replicas=2) as stack:
-        _wait_until(lambda: _states(stack.client) == ["up", "up"], "both replicas")
+        wait_until(lambda: _states(stack.client) == ["up", "up"], seconds=PATIENCE_S, what="both replicas")
         yield stack
 
 
@@ -172,11 +173,17 @@ def test_a_replica_killed_under_load_costs_only_streams_that_had_begun_and_they_
 
     def kill_and_wait() -> None:
         try:
-            _wait_until(lambda: len(outcomes) >= NUM_STREAMS and _running(victim) >= 2, "streams on the victim")
+            wait_until(
+                lambda: len(outcomes) >= NUM_STREAMS and _running(victim) >= 2,
+                seconds=PATIENCE_S,
+                what="streams on the victim",
+            )
             stack.replica_process(victim).kill()
-            _wait_until(lambda: "down" in _states(client), "the router to notice")
-            _wait_until(lambda: _states(client) == ["up", "up"], "the supervisor to bring it back")
-            _wait_until(lambda: _finished(victim) >= 3, "traffic on the replica that came back")
+            wait_until(lambda: "down" in _states(client), seconds=PATIENCE_S, what="the router to notice")
+            wait_until(
+                lambda: _states(client) == ["up", "up"], seconds=PATIENCE_S, what="the supervisor to bring it back"
+            )
+            wait_until(lambda: _finished(victim) >= 3, seconds=PATIENCE_S, what="traffic on the replica that came back")
         finally:
             stop.set()
 
@@ -314,10 +321,3 @@ def _running(url: str) -> int:
 def _finished(url: str) -> float:
     lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("amoe_expert_sequences_finished_total{"))
-
-
-def _wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s for {what}"
-        time.sleep(0.2)

@@ -1,6 +1,6 @@
 """Losses, the share of the oracle's gain that a system keeps, and their paired bootstrap intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,8 +116,3 @@ def token_accuracy(readings: Readings, windows: Windows) -> float:
     spoke_BT = readings.weights_BTE.sum(axis=2) > 0
     right_BT = (best_BT == windows.domains_BT.numpy()) & spoke_BT
     return float(right_BT[:, :-1][windows.counted].mean())
-
-
-def mean_interval(intervals: Sequence[Interval]) -> float:
-    """Mean of values over seeds."""
-    return float(np.mean([entry.value for entry in intervals]))

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -21,6 +21,7 @@ from services.shared.config import Settings
 from services.shared.errors import Overloaded, Unavailable
 from tests.integration.router_service.replica_double import ReplicaDouble
 from tests.integration.router_service.running import served
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -31,13 +32,6 @@ def events_of(client: httpx.Client, body: dict[str, Any] | None = None) -> list[
     with client.stream("POST", "/generate_stream", json=body or BODY) as response:
         assert response.status_code == 200
         return [json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:")]
-
-
-def wait_until(holds: Callable[[], bool], *, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def wait_for_log(client: httpx.Client, reason: str) -> dict[str, Any]:

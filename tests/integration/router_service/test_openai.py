@@ -13,6 +13,7 @@ from huggingface_hub import InferenceClient
 from services.shared.errors import Conflict, ExpertServiceFailed, Overloaded
 from services.shared.vocabulary import PlanMode
 from tests.integration.router_service.replica_double import FINGERPRINT, MAX_CONTEXT, ReplicaDouble
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -406,23 +407,19 @@ class TestErrors:
         with pytest.raises(openai.RateLimitError):
             ai.chat.completions.create(model="adaptive-moe", messages=CHAT, n=4)
 
-        deadline = time.monotonic() + 5
-        while double.num_open:
-            assert time.monotonic() < deadline, "sequences were left running"
-            time.sleep(0.02)
+        wait_until(lambda: double.num_open == 0)
 
     def test_a_client_that_leaves_ends_all_its_choices(self, client: httpx.Client, double: ReplicaDouble) -> None:
-        double.pause_s = 0.5
+        double.pause_s = 5.0
 
         # Not OpenAI's client: it reads a stream that it leaves to its end.
         with client.stream("POST", "/v1/chat/completions", json={"messages": CHAT, "stream": True, "n": 3}) as stream:
             next(stream.iter_lines())
-            assert double.num_open == 3
+            # The first line, the role, does not wait for the first token.
+            wait_until(lambda: double.num_open == 3)
 
-        deadline = time.monotonic() + 5
-        while double.num_open or "amoe_requests_in_flight 0.0" not in client.get("/metrics").text:
-            assert time.monotonic() < deadline, "sequences were left running"
-            time.sleep(0.02)
+        wait_until(lambda: double.num_open == 0)
+        wait_until(lambda: "amoe_requests_in_flight 0.0" in client.get("/metrics").text)
         assert double.num_cancelled == 3
 
 

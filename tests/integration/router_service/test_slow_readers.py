@@ -4,7 +4,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from services.router_service.main import build_app
 from services.shared.config import Settings
 from tests.integration.router_service.replica_double import ReplicaDouble
 from tests.integration.router_service.running import served
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -75,15 +76,6 @@ def everything(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return received
-
-
-def wait_until(holds: Callable[[], bool], *, seconds: float = 20.0) -> float:
-    """Seconds until it held."""
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() < began + seconds
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def in_flight(client: httpx.Client) -> int:

@@ -2,8 +2,7 @@
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.conftest import PROJECT_ROOT
 from tests.integration.expert_service.serving import Served, serving
 from tests.integration.router_service.lora_upload import adapter_files
 from tests.integration.router_service.running import served
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -108,13 +108,6 @@ def dashboard() -> dict[str, Any]:
 def names_in(expression: str) -> set[str]:
     """The metrics that a PromQL expression reads."""
     return set(re.findall(r"\b(?:amoe_|vllm:)[a-z0-9_]+", expression))
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class TestTogether:

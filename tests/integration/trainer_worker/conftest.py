@@ -25,8 +25,10 @@ from services.shared.database.session import session_factory
 from services.shared.jobs import create_job, find_job
 from services.shared.queue import celery_client, enqueue_job
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
+from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
 from services.shared.storage import Storage
+from services.trainer_worker.job_runner import JobRunner
 
 Spec = ExpertJobSpec | RouterJobSpec | ImageCooperationJobSpec
 
@@ -94,6 +96,32 @@ def word_problems(shared_material: Path, upload: Callable[[str, str], str]) -> s
     fields = [json.loads(line) for line in lines]
     examples = [{"prompt": field["question"] + "\n", "completion": field["answer"]} for field in fields]
     return upload("problems.jsonl", "".join(json.dumps(example) + "\n" for example in examples))
+
+
+@pytest.fixture
+def runner(settings: Settings, sessions: sessionmaker[Session]) -> JobRunner:
+    """Runs jobs in this process; `dataclasses.replace` gives it other handlers."""
+    return JobRunner(
+        settings=settings,
+        sessions=sessions,
+        storage=Storage(settings.storage.root),
+        owner="this-test",
+        shutting_down=lambda: False,
+    )
+
+
+@pytest.fixture
+def run_job(runner: JobRunner, sessions: sessionmaker[Session]) -> Callable[[JobSpecBase], JobRow]:
+    """Submit a job, run it in this process and return its row."""
+
+    def run_job(spec: JobSpecBase) -> JobRow:
+        with sessions.begin() as session:
+            job_id = create_job(session, spec).id
+        runner.run(job_id)
+        with sessions() as session:
+            return find_job(session, job_id)
+
+    return run_job
 
 
 @pytest.fixture

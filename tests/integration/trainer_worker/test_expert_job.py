@@ -40,26 +40,6 @@ Run = Callable[..., JobRow]
 
 
 @pytest.fixture
-def run(settings: Settings, sessions: sessionmaker[Session]) -> Run:
-    """Submit a job, run it here and return its row."""
-
-    def run(spec: ExpertJobSpec | RouterJobSpec) -> JobRow:
-        with sessions.begin() as session:
-            job_id = create_job(session, spec).id
-        JobRunner(
-            settings=settings,
-            sessions=sessions,
-            storage=Storage(settings.storage.root),
-            owner="this-test",
-            shutting_down=lambda: False,
-        ).run(job_id)
-        with sessions() as session:
-            return find_job(session, job_id)
-
-    return run
-
-
-@pytest.fixture
 def expert(word_problems: str) -> Callable[..., ExpertJobSpec]:
     """An expert job that joins and activates."""
 
@@ -117,11 +97,11 @@ def columns(release: ReleaseRow) -> list[tuple[str, int]]:
 
 class TestCheckpoints:
     def test_are_published_with_their_losses_when_they_are_to_be_kept(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], settings: Settings
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], settings: Settings
     ) -> None:
         alone = {"add_to_release": False, "activate": False}
-        kept = run(expert("kept", keep_checkpoints=True, **alone)).result
-        not_kept = run(expert("not-kept", **alone)).result
+        kept = run_job(expert("kept", keep_checkpoints=True, **alone)).result
+        not_kept = run_job(expert("not-kept", **alone)).result
 
         storage = Storage(settings.storage.root)
         by_step = {checkpoint["step"]: checkpoint for checkpoint in kept["checkpoints"]}
@@ -136,7 +116,11 @@ class TestCheckpoints:
         assert "checkpoints" not in not_kept
 
     def test_are_published_while_the_training_goes_on(
-        self, expert: Callable[..., ExpertJobSpec], settings: Settings, sessions: sessionmaker[Session]
+        self,
+        expert: Callable[..., ExpertJobSpec],
+        runner: JobRunner,
+        settings: Settings,
+        sessions: sessionmaker[Session],
     ) -> None:
         with sessions.begin() as session:
             job_id = create_job(session, expert("failing", keep_checkpoints=True)).id
@@ -151,14 +135,7 @@ class TestCheckpoints:
 
             return run_expert_job(replace(context, keep_checkpoints=keep))
 
-        JobRunner(
-            settings=settings,
-            sessions=sessions,
-            storage=Storage(settings.storage.root),
-            owner="this-test",
-            shutting_down=lambda: False,
-            handlers=lambda _: failing,
-        ).run(job_id)
+        replace(runner, handlers=lambda _: failing).run(job_id)
 
         assert seen == [[4], [4, 8]]
         with sessions() as session:
@@ -171,12 +148,12 @@ class TestCheckpoints:
 
 class TestJoining:
     def test_makes_the_first_release_and_adds_to_and_replaces_in_the_next(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
     ) -> None:
-        first = run(expert("math", domain="mathematics"))
-        second = run(expert("sums"))
+        first = run_job(expert("math", domain="mathematics"))
+        second = run_job(expert("sums"))
         router = active(sessions).router_digest
-        third = run(expert("math", hyperparameters=QUICK.model_copy(update={"seed": 1})))
+        third = run_job(expert("math", hyperparameters=QUICK.model_copy(update={"seed": 1})))
 
         assert [row.status for row in (first, second, third)] == [JobStatus.SUCCEEDED] * 3, first.error
         assert first.result["metrics"]["eval_loss"] < first.result["metrics"]["base_eval_loss"]
@@ -187,10 +164,10 @@ class TestJoining:
         assert scorer_of(release, settings).columns == ("math", "sums", "base")
 
     def test_only_when_asked(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session]
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session]
     ) -> None:
-        alone = run(expert("alone", add_to_release=False, activate=False))
-        staged = run(expert("staged", activate=False))
+        alone = run_job(expert("alone", add_to_release=False, activate=False))
+        staged = run_job(expert("staged", activate=False))
 
         assert "release" not in alone.result
         assert staged.result["activated"] is False
@@ -200,7 +177,7 @@ class TestJoining:
             assert session.query(ExpertVersionRow).count() == 2
 
     def test_takes_the_steps_that_a_dry_run_foretold(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], settings: Settings
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], settings: Settings
     ) -> None:
         in_epochs = QUICK.model_copy(update={"max_steps": None, "num_epochs": 1.5, "batch_size": 16})
         spec = expert("math", hyperparameters=in_epochs, add_to_release=False, activate=False)
@@ -210,7 +187,7 @@ class TestJoining:
         ground = Ground(shape=shape, max_context=tokenizer.max_context, queue="cpu", measured=None)
 
         foretold = dry_run(spec, {"training_file": survey(file, tokenizer)}, ground)
-        row = run(spec)
+        row = run_job(spec)
 
         assert row.status == JobStatus.SUCCEEDED, row.error
         assert foretold.num_steps == row.total_steps == row.step
@@ -219,13 +196,13 @@ class TestJoining:
 
     def test_loses_no_change_that_was_activated_meanwhile(
         self,
-        run: Run,
+        run_job: Run,
         expert: Callable[..., ExpertJobSpec],
         sessions: sessionmaker[Session],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         for name in ("math", "sums"):
-            run(expert(name))
+            run_job(expert(name))
         interfered: list[int] = []
 
         def activate_late(session: Session, number: int, *, expected_active: int | None) -> ReleaseRow:
@@ -235,7 +212,7 @@ class TestJoining:
             return activate_release(session, number, expected_active=expected_active)
 
         monkeypatch.setattr("services.trainer_worker.releases.activate_release", activate_late)
-        row = run(expert("late"))
+        row = run_job(expert("late"))
 
         assert row.status == JobStatus.SUCCEEDED, row.error
         assert columns(active(sessions)) == [("math", 1), ("late", 1)]
@@ -265,30 +242,30 @@ def _release_without(sessions: sessionmaker[Session], name: str) -> int:
 
 class TestFailing:
     def test_on_bad_data_names_the_line(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str]
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str]
     ) -> None:
         lines = ['{"text": "good"}', '{"text": "good"}', '{"text": broken']
 
-        row = run(expert("math", training_file=upload("bad.jsonl", "\n".join(lines))))
+        row = run_job(expert("math", training_file=upload("bad.jsonl", "\n".join(lines))))
 
         assert row.status == JobStatus.FAILED
         assert row.error["code"] == "invalid_dataset"
         assert "bad.jsonl line 3" in row.error["message"]
 
     def test_on_too_little_data_says_how_much_is_needed(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str]
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str]
     ) -> None:
-        row = run(expert("math", training_file=upload("one.txt", "All the text there is.")))
+        row = run_job(expert("math", training_file=upload("one.txt", "All the text there is.")))
 
         assert row.error["code"] == "invalid_dataset"
         assert "at least 2" in row.error["message"]
 
     def test_on_an_absurd_learning_rate_names_it_and_registers_nothing(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
     ) -> None:
         absurd = QUICK.model_copy(update={"learning_rate": 1.0, "alpha": 1e6, "max_steps": 60, "warmup_ratio": 0.0})
 
-        row = run(expert("math", hyperparameters=absurd))
+        row = run_job(expert("math", hyperparameters=absurd))
 
         assert row.status == JobStatus.FAILED
         assert row.error["code"] in {"loss_not_finite", "training_diverged"}
@@ -301,12 +278,12 @@ class TestFailing:
 
 class TestRouterJob:
     def test_makes_a_bayes_router_with_settings_of_its_own(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
     ) -> None:
         for name in ("math", "sums"):
-            run(expert(name))
+            run_job(expert(name))
 
-        row = run(RouterJobSpec(settings={"temper": 0.2, "max_experts_per_token": 1}, activate=True))
+        row = run_job(RouterJobSpec(settings={"temper": 0.2, "max_experts_per_token": 1}, activate=True))
 
         assert row.status == JobStatus.SUCCEEDED, row.error
         release = active(sessions)
@@ -317,12 +294,12 @@ class TestRouterJob:
         assert (fields["temper"], fields["max_experts_per_token"]) == (0.2, 1)
 
     def test_adds_the_trunk_evidence_that_it_needs_and_newcomers_bring_theirs(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
+        self, run_job: Run, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session], settings: Settings
     ) -> None:
-        run(expert("math"))
+        run_job(expert("math"))
 
-        router = run(RouterJobSpec(settings={"tap_layer": 1}, activate=True))
-        newcomer = run(expert("sums"))
+        router = run_job(RouterJobSpec(settings={"tap_layer": 1}, activate=True))
+        newcomer = run_job(expert("sums"))
 
         assert router.status == JobStatus.SUCCEEDED, router.error
         assert newcomer.status == JobStatus.SUCCEEDED, newcomer.error
@@ -334,29 +311,33 @@ class TestRouterJob:
         assert adapted == [1, 2, 3, 4], "the newcomer leaves the trunk below the tap as it is"
 
     def test_takes_the_base_row_from_a_file(
-        self, run: Run, expert: Callable[..., ExpertJobSpec], upload: Callable[[str, str], str], shared_material: Path
+        self,
+        run_job: Run,
+        expert: Callable[..., ExpertJobSpec],
+        upload: Callable[[str, str], str],
+        shared_material: Path,
     ) -> None:
-        run(expert("math"))
+        run_job(expert("math"))
         text = (shared_material / "data" / "text" / "wiki_demo.txt").read_text(encoding="utf-8")[:20_000]
 
-        sampled = run(RouterJobSpec())
-        given = run(RouterJobSpec(generic_file=upload("wiki.txt", text)))
+        sampled = run_job(RouterJobSpec())
+        given = run_job(RouterJobSpec(generic_file=upload("wiki.txt", text)))
 
         assert given.status == JobStatus.SUCCEEDED, given.error
         assert given.result["router"] != sampled.result["router"]
 
     def test_trains_a_learned_router_that_takes_no_newcomer(
         self,
-        run: Run,
+        run_job: Run,
         expert: Callable[..., ExpertJobSpec],
         word_problems: str,
         sessions: sessionmaker[Session],
     ) -> None:
         for name in ("math", "sums"):
-            run(expert(name))
+            run_job(expert(name))
         hyperparameters = {"num_steps": 4, "batch_size": 2, "max_length": 64}
 
-        router = run(
+        router = run_job(
             RouterJobSpec(
                 router="learned",
                 training_files={"math": word_problems, "sums": word_problems},
@@ -364,8 +345,8 @@ class TestRouterJob:
                 activate=True,
             )
         )
-        newcomer = run(expert("newcomer"))
-        again = run(expert("math"))
+        newcomer = run_job(expert("newcomer"))
+        again = run_job(expert("math"))
 
         assert router.status == JobStatus.SUCCEEDED, router.error
         assert router.result["router_kind"] == "learned"
@@ -373,15 +354,15 @@ class TestRouterJob:
         assert again.status == JobStatus.SUCCEEDED, again.error
         assert columns(active(sessions)) == [("math", 2), ("sums", 1)]
 
-    def test_says_which_setting_is_wrong(self, run: Run, expert: Callable[..., ExpertJobSpec]) -> None:
-        row = run(RouterJobSpec(settings={"temperature": 1}))
+    def test_says_which_setting_is_wrong(self, run_job: Run, expert: Callable[..., ExpertJobSpec]) -> None:
+        row = run_job(RouterJobSpec(settings={"temperature": 1}))
 
         assert row.status == JobStatus.FAILED
         assert "settings.temperature" in row.error["message"]
         assert "temper" in row.error["message"]
 
-    def test_without_experts_says_so(self, run: Run, sessions: sessionmaker[Session]) -> None:
-        row = run(RouterJobSpec())
+    def test_without_experts_says_so(self, run_job: Run, sessions: sessionmaker[Session]) -> None:
+        row = run_job(RouterJobSpec())
 
         assert row.error["code"] == "no_experts"
         with sessions() as session:

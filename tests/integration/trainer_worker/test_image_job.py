@@ -4,13 +4,12 @@ import hashlib
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
@@ -18,6 +17,7 @@ from services.shared.database.rows import FileRow, JobRow
 from services.shared.job_control import request_cancel
 from services.shared.jobs import create_job, find_job
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
+from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.storage import Storage
 from services.trainer_worker.job_runner import JobRunner
 from services.trainer_worker.kinds import Handler, handler_of
@@ -26,39 +26,10 @@ from tests.unit.trainer_worker.image_cooperation.pictures import binary_batch, m
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the workers of these tests have it: the networks are too small for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def runner(settings: Settings, sessions: sessionmaker[Session]) -> JobRunner:
-    """Runs jobs in this process."""
-    return JobRunner(
-        settings=settings,
-        sessions=sessions,
-        storage=Storage(settings.storage.root),
-        owner="this-test",
-        shutting_down=lambda: False,
-    )
-
-
-@pytest.fixture
-def run(runner: JobRunner, sessions: sessionmaker[Session]) -> Callable[..., JobRow]:
+def run(run_job: Callable[[JobSpecBase], JobRow]) -> Callable[..., JobRow]:
     """Submit a job of these fields, run it and return its row."""
-
-    def run(**fields: Any) -> JobRow:
-        with sessions.begin() as session:
-            job_id = create_job(session, ImageCooperationJobSpec.model_validate(fields)).id
-        runner.run(job_id)
-        with sessions() as session:
-            return find_job(session, job_id)
-
-    return run
+    return lambda **fields: run_job(ImageCooperationJobSpec.model_validate(fields))
 
 
 @pytest.fixture
@@ -166,14 +137,7 @@ class TestImageJob:
 
             return run
 
-        JobRunner(
-            settings=settings,
-            sessions=sessions,
-            storage=runner.storage,
-            owner="this-test",
-            shutting_down=lambda: False,
-            handlers=cancelled_once_trained,
-        ).run(job_id)
+        replace(runner, handlers=cancelled_once_trained).run(job_id)
 
         with sessions() as session:
             row = find_job(session, job_id)

@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,19 +41,12 @@ def job_id(sessions: sessionmaker[Session]) -> str:
 
 
 @pytest.fixture
-def run(settings: Settings, sessions: sessionmaker[Session], job_id: str) -> Run:
+def run(runner: JobRunner, sessions: sessionmaker[Session], job_id: str) -> Run:
     """Run the job with `handler` and return its row."""
 
     def run(handler: Handler, *, shutting_down: Callable[[], bool] = lambda: False) -> JobRow:
-        JobRunner(
-            settings=settings,
-            sessions=sessions,
-            storage=Storage(settings.storage.root),
-            owner="this-test",
-            shutting_down=shutting_down,
-            handlers=lambda _: handler,
-            validate=lambda _: None,
-        ).run(job_id)
+        unvalidated = replace(runner, shutting_down=shutting_down, validate=lambda _: None)
+        replace(unvalidated, handlers=lambda _: handler).run(job_id)
         with sessions() as session:
             return find_job(session, job_id)
 

@@ -61,7 +61,7 @@ def work(_: JobContext) -> Publish:
 
 
 @pytest.fixture
-def run(settings: Settings, sessions: sessionmaker[Session]) -> Run:
+def run(runner: JobRunner, sessions: sessionmaker[Session]) -> Run:
     """One attempt at a job; `on_phase` hears of every phase of its validation, `handler` is what it would do."""
 
     def run(job_id: str, *, on_phase: OnPhase = lambda *_: None, handler: Handler = work) -> JobRow:
@@ -72,15 +72,7 @@ def run(settings: Settings, sessions: sessionmaker[Session]) -> Run:
 
             validate_job(replace(context, report=report))
 
-        JobRunner(
-            settings=settings,
-            sessions=sessions,
-            storage=Storage(settings.storage.root),
-            owner="this-test",
-            shutting_down=lambda: False,
-            handlers=lambda _: handler,
-            validate=validate,
-        ).run(job_id)
+        replace(runner, handlers=lambda _: handler, validate=validate).run(job_id)
         with sessions() as session:
             return find_job(session, job_id)
 

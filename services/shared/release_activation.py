@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from services.shared.database.rows import ExpertRow, ReleaseActivationRow, ReleaseRow
 from services.shared.errors import Conflict
 from services.shared.registry import find_release
-from services.shared.release_evaluation import LossChange, loss_changes, stored_evaluation
+from services.shared.release_evaluation import Evaluation, LossChange, loss_changes, stored_evaluation
 from services.shared.vocabulary import VersionStatus
 
 
@@ -49,15 +49,21 @@ the first half run first; the unique index refuses a second active release that 
 
 
 def activate_release(
-    session: Session, number: int, *, expected_active: int | Unset | None = UNSET, tolerance: float | None = None
+    session: Session,
+    number: int,
+    *,
+    expected_active: int | Unset | None = UNSET,
+    tolerance: float | None = None,
+    reference: Evaluation | None = None,
 ) -> ReleaseRow:
     """Make release `number` the active one, if the active one is `expected_active` (None: if none is).
 
     Conflict when it is another, saying which; activating the active release again changes nothing. With a `tolerance`
-    in nats per token, Conflict also where both were evaluated and this one is worse in a domain by more than that.
+    in nats per token, Conflict also where both were evaluated and this one is worse in a domain by more than that;
+    `reference` are the active release's losses where they are not those in its row.
     """
     release = find_release(session, number)
-    was_active = _make_active(session, release, expected_active, tolerance)
+    was_active = _make_active(session, release, expected_active, tolerance, reference)
     if not was_active:
         session.add(ReleaseActivationRow(release_number=number))
         session.flush()
@@ -81,7 +87,7 @@ def rollback_release(session: Session, *, expected_active: int | Unset | None = 
             code="no_earlier_release",
         )
     release = find_release(session, before.release_number)
-    _make_active(session, release, active, None)
+    _make_active(session, release, active)
     latest.undone_at = func.clock_timestamp()
     session.flush()
     return release
@@ -101,7 +107,11 @@ def _latest_activations(session: Session) -> Sequence[ReleaseActivationRow | Non
 
 
 def _make_active(
-    session: Session, release: ReleaseRow, expected_active: int | Unset | None, tolerance: float | None
+    session: Session,
+    release: ReleaseRow,
+    expected_active: int | Unset | None,
+    tolerance: float | None = None,
+    reference: Evaluation | None = None,
 ) -> bool:
     """Whether it was active already; it is now."""
     _hold_experts_in_use(session, release)
@@ -112,7 +122,7 @@ def _make_active(
         if active == release.number:
             return True
         if tolerance is not None:
-            _refuse_regression(session, release, active, tolerance)
+            _refuse_regression(session, release, active, tolerance, reference)
         # Compared with one release, it may replace only that one.
         replaced = active if tolerance is not None else expected_active
         if _swap_active(session, release.number, replaced):
@@ -125,10 +135,14 @@ def _make_active(
     )
 
 
-def _refuse_regression(session: Session, release: ReleaseRow, active: int | None, tolerance: float) -> None:
-    # The column alone: a row loaded earlier would be stale.
-    stored = session.scalar(select(ReleaseRow.evaluation).where(ReleaseRow.number == active))
-    changes = loss_changes(stored_evaluation(stored), stored_evaluation(release.evaluation))
+def _refuse_regression(
+    session: Session, release: ReleaseRow, active: int | None, tolerance: float, reference: Evaluation | None
+) -> None:
+    if reference is None:
+        # The column alone: a row loaded earlier would be stale.
+        stored = session.scalar(select(ReleaseRow.evaluation).where(ReleaseRow.number == active))
+        reference = stored_evaluation(stored)
+    changes = loss_changes(reference, stored_evaluation(release.evaluation))
     worse = [change for change in changes if change.is_regression(tolerance)]
     if worse:
         raise Conflict(

@@ -163,7 +163,13 @@ def _made(session: Session, release: ReleaseRow, active: int | None, activation:
             f"it, then POST /releases/{release.id}/activate.",
         )
     try:
-        activate_release(session, release.number, expected_active=active, tolerance=activation.tolerance)
+        activate_release(
+            session,
+            release.number,
+            expected_active=active,
+            tolerance=activation.tolerance,
+            reference=judgement.reference,
+        )
     except Conflict as error:
         if error.error_code != REGRESSION:
             raise

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.database.rows import JobRow, ReleaseRow
 from services.shared.job_events import list_events
-from services.shared.registry import active_release, find_release
-from services.shared.release_evaluation import stored_evaluation
+from services.shared.jobs import find_job
+from services.shared.registry import active_release, find_release, set_evaluation
+from services.shared.release_evaluation import Evaluation, stored_evaluation
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.vocabulary import JobStatus, VersionStatus
@@ -94,6 +95,53 @@ class TestActivationByAJob:
         row = reroute(settings=self.DEAF)
 
         assert row.result["activated"] is True
+        assert any(f"evaluated the active {release.id}. So the new" in message for message in told(row, sessions))
+
+    def test_compares_with_what_a_job_measured_where_losses_were_given_by_hand(
+        self,
+        run: Callable[..., JobRow],
+        reroute: Callable[..., JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        sessions: sessionmaker[Session],
+    ) -> None:
+        by_hand = Evaluation(losses={"plays": 9.0, "sums": 9.0}, data="by hand")
+        run(held_out=held_out, release=release.id, **QUICK)
+        with sessions.begin() as session:
+            set_evaluation(session, release.number, by_hand)
+
+        refused = reroute(settings=self.DEAF)
+
+        assert refused.result["activated"] is False
+        assert "plays (" in refused.result["not_activated_because"]
         with sessions() as session:
-            told = [event.message for event in list_events(session, row.id)]
-        assert any(f"{release.id} was not evaluated by a job" in message for message in told)
+            kept = find_release(session, release.number)
+        assert stored_evaluation(kept.evaluation) == by_hand
+
+    def test_says_why_losses_given_by_hand_and_evaluations_of_other_versions_are_not_compared_with(
+        self,
+        run: Callable[..., JobRow],
+        reroute: Callable[..., JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        sessions: sessionmaker[Session],
+    ) -> None:
+        old = run(held_out=held_out, release=release.id, **QUICK)
+        with sessions.begin() as session:
+            set_evaluation(session, release.number, Evaluation(losses={"plays": 9.0}, data="by hand"))
+            row = find_job(session, old.id)
+            row.spec = {**row.spec, "max_documents": 8, "fashioned": "old"}
+
+        rerouted = reroute(settings=self.DEAF)
+
+        assert rerouted.status == JobStatus.SUCCEEDED, rerouted.error
+        assert rerouted.result["activated"] is True
+        messages = told(rerouted, sessions)
+        assert any(f"{old.id} is of another version of this program" in message for message in messages)
+        assert any("its losses on 'by hand' were given by hand" in message for message in messages)
+
+
+def told(row: JobRow, sessions: sessionmaker[Session]) -> list[str]:
+    """What the job's history says."""
+    with sessions() as session:
+        return [event.message for event in list_events(session, row.id)]

@@ -1,6 +1,7 @@
 """The router service: the public API. `python -m services.router_service.main` runs it until SIGTERM or SIGINT."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -243,6 +244,7 @@ def main() -> None:
     except AmoeError as error:
         log.error("cannot start", reason=error.message)
         sys.exit(2)
+    gc.freeze()  # a full collection would hold every stream up to walk what stays anyway
     own = settings.router_service
     uvicorn.run(
         app,

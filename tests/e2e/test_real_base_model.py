@@ -32,7 +32,7 @@ def test_experts_trained_on_real_text_each_answer_for_their_own(
     assert shares(nobody) == {"base": pytest.approx(1.0)}
 
     for name, texts in documents.items():
-        file_id = upload(stories_stack, f"{name}.jsonl", real_text.as_jsonl(texts[40:840]))
+        file_id = upload(stories_stack, f"{name}.jsonl", real_text.as_jsonl(texts[40:240]))
         job = wait_for(
             stories_stack,
             submit(

@@ -1,15 +1,15 @@
 """The base model's own row of a gate: text that it writes itself, sampled at temperature 1. No corpus needed."""
 
+import math
 from collections.abc import Collection
 from typing import Final
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from services.shared.tokenizer import Tokenizer
 
-_BATCH: Final = 64
+_BATCH: Final = 256
 _LONGEST_TEXT: Final = 256
 
 
@@ -26,45 +26,40 @@ def sample_base_text(model: PreTrainedModel, tokenizer: Tokenizer, *, num_tokens
     texts: list[list[int]] = []
     num_sampled = 0
     while num_sampled < num_tokens:
-        batch_BT = _sample_batch(model, start_id, longest, tokenizer.eos_ids, generator)
-        for ids in batch_BT.tolist():
-            text = _until_end(ids, tokenizer.eos_ids)
-            texts.append(text)
-            num_sampled += len(text)
+        mean_length = num_sampled / len(texts) if texts else longest
+        size = min(_BATCH, math.ceil((num_tokens - num_sampled) / mean_length))
+        batch = _sample_batch(model, start_id, size, longest, tokenizer.eos_ids, generator)
+        texts.extend(batch)
+        num_sampled += sum(len(text) for text in batch)
     return texts
 
 
 def _sample_batch(
-    model: PreTrainedModel, start_id: int, length: int, end_ids: Collection[int], generator: torch.Generator
-) -> Tensor:
-    """ids_BT of continuations of the start token; rows go on after an end of text, which the caller cuts.
-
-    Once all rows have ended, tokens are drawn without asking the model: nobody reads them, but the generator is left
-    where it would be, so that the next batch is what it always was.
-    """
-    next_B1 = torch.full((_BATCH, 1), start_id, device=model.device)
-    ids, cache = [next_B1.cpu()], None
+    model: PreTrainedModel, start_id: int, size: int, longest: int, end_ids: Collection[int], generator: torch.Generator
+) -> list[list[int]]:
+    """`size` continuations of the start token. Texts that have ended leave the batch when they are half of it: a few
+    long ones would otherwise be written at the price of all."""
+    texts = [[start_id] for _ in range(size)]
     ends = torch.tensor(sorted(end_ids), dtype=torch.long)
-    has_ended_B1 = torch.zeros(_BATCH, 1, dtype=torch.bool)
-    probabilities_BV = torch.empty(0)
-    for _ in range(length - 1):
-        if not has_ended_B1.all():
-            output = model(input_ids=next_B1, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            probabilities_BV = output.logits[:, -1].float().softmax(dim=-1).cpu()
-        sampled_B1 = torch.multinomial(probabilities_BV, 1, generator=generator)
-        has_ended_B1 |= torch.isin(sampled_B1, ends)
-        ids.append(sampled_B1)
-        next_B1 = sampled_B1.to(model.device)
-    return torch.cat(ids, dim=1)
+    text_of_B, goes_on_B = torch.arange(size), torch.ones(size, dtype=torch.bool)
+    next_B1, cache = torch.full((size, 1), start_id), None
+    for _ in range(longest - 1):
+        output = model(input_ids=next_B1.to(model.device), past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        probabilities_BV = output.logits[:, -1].float().softmax(dim=-1).cpu()
+        next_B1 = torch.multinomial(probabilities_BV, 1, generator=generator)
+        goes_on_B &= ~torch.isin(next_B1[:, 0], ends)
+        for text, token_id in zip(text_of_B[goes_on_B].tolist(), next_B1[goes_on_B, 0].tolist(), strict=True):
+            texts[text].append(token_id)
+        if not goes_on_B.any():
+            break
+        if 2 * goes_on_B.sum() <= len(goes_on_B):
+            cache.batch_select_indices(goes_on_B.nonzero()[:, 0].to(model.device))
+            text_of_B, next_B1, goes_on_B = text_of_B[goes_on_B], next_B1[goes_on_B], goes_on_B[goes_on_B]
+    return texts
 
 
 def _start_id(tokenizer: Tokenizer) -> int:
     if tokenizer.bos_id is not None:
         return tokenizer.bos_id
     return min(tokenizer.eos_ids, default=0)
-
-
-def _until_end(ids: list[int], end_ids: frozenset[int]) -> list[int]:
-    ends = (position for position, token_id in enumerate(ids) if position > 0 and token_id in end_ids)
-    return ids[: next(ends, len(ids))]

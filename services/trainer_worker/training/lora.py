@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+)
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from services.shared.errors import InvalidRequest
@@ -110,12 +117,13 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
 
 
 def write_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the two PEFT files, the same bytes for the same adapter: no model card, names in order."""
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    (folder / "adapter_model.safetensors").chmod(0o644)  # safetensors makes it private; other services read it
-    config_file = folder / "adapter_config.json"
-    config: dict[str, Any] = json.loads(config_file.read_text())
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"] = sorted(config["target_modules"])
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    """Write the two PEFT files, the same bytes for the same adapter.
+
+    Not by save_pretrained: the model card that it adds takes most of its time, and its lists have no order.
+    """
+    weights = folder / "adapter_model.safetensors"
+    save_file(get_peft_model_state_dict(model, save_embedding_layers=False), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors makes it private; other services read it
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)  # sets of names, in order
+    (folder / "adapter_config.json").write_text(text + "\n")

@@ -26,7 +26,7 @@ from services.trainer_worker.datasets import split_examples
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEADY = ExpertHyperparameters(
-    rank=4, max_steps=160, batch_size=1, max_length=32, eval_steps=10, dropout=0.1, early_stopping_patience=0
+    rank=4, max_steps=160, batch_size=1, max_length=32, eval_steps=40, dropout=0.1, early_stopping_patience=0
 )
 MISSING = ExpertJobSpec(name="math", training_file="file-" + "0" * 32)
 """Ends at once, because its file does not exist."""

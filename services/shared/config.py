@@ -106,7 +106,7 @@ class RouterSettings(Section):
     use_router_bias: bool = Field(default=True, description="Learned routers: a bias per expert.")
     router_dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="Learned routers: dropout in training.")
     tap_layer: int = Field(default=0, ge=0, description="Trunk layers below the gate; 0 = bigram evidence only.")
-    stickiness: float = Field(default=0.005, gt=0.0, lt=1.0, description="Chance per token that the domain changes.")
+    stickiness: float = Field(default=0.02, gt=0.0, lt=1.0, description="Chance per token that the domain changes.")
     temper: float = Field(default=0.3, gt=0.0, le=1.0, description="Exponent on each token's likelihood.")
 
 

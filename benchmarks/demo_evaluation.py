@@ -3,9 +3,9 @@
     python -m benchmarks.demo_evaluation [--seeds 0 1 2] [--documents 48] [--peers arrow x_lora multi_task]
 
 Domains that the demo keeps back are the text of no known domain. Peers are trained on the very items that the experts
-were trained on; the multi-task adapter takes as many steps as all of them together, which is most of the time. Writes
-benchmarks/results/demo_evaluation-<date>/; what has been trained and read is kept in --work, so an interrupted run goes
-on.
+were trained on, once for each of --peer-seeds (by default all seeds); the multi-task adapter takes as many steps as all
+of them together, which is most of the time. Writes benchmarks/results/demo_evaluation-<date>/; what has been trained
+and read is kept in --work, so an interrupted run goes on.
 """
 
 import argparse
@@ -28,9 +28,10 @@ from services.trainer_worker.evaluation.artifact import write_artifact
 from services.trainer_worker.evaluation.evaluator import evaluate
 from services.trainer_worker.evaluation.held_out import columns_of, in_order
 from services.trainer_worker.evaluation.report import headline
+from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.evaluation.windows import Streams
-from services.trainer_worker.progress import TrainingProgress
+from services.trainer_worker.progress import RunControl, TrainingProgress
 
 _ITEMS_SEED = 7
 _NO_FILE = f"file-{'0' * 32}"
@@ -47,6 +48,7 @@ def main() -> None:
         max_documents=arguments.documents,
         max_switching_documents=2 * arguments.documents,
         peers=tuple(arguments.peers),
+        peer_seeds=tuple(arguments.peer_seeds) if arguments.peer_seeds else None,
         training_files=dict.fromkeys(DEMO_DOMAINS, _NO_FILE),
         multi_task=MultiTaskTraining(
             max_steps=arguments.multi_task_steps,
@@ -65,16 +67,14 @@ def main() -> None:
     number = 3 * arguments.documents
     held_out = {name: _streams(subject, name, number) for name in columns}
     unknown = [ids for name in HELD_BACK_DOMAINS for ids in _streams(subject, name, arguments.documents)]
-    measured = evaluate(
+    study = Study(
         subject,
         in_order(columns, held_out, unknown),
         spec,
-        training={name: training[name] for name in columns},
         fresh_model=lambda: _base(arguments.demo).model,
-        folder=arguments.work,
-        on_progress=_say,
-        should_stop=lambda: False,
+        training={name: training[name] for name in columns},
     )
+    measured = evaluate(study, RunControl(arguments.work, _say, lambda: False))
     figures = {
         "release": "demo",
         "base_model": "demo",
@@ -127,6 +127,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--documents", type=int, default=48, help="per domain and seed; twice as many switch")
     parser.add_argument("--peers", nargs="*", default=["arrow", "x_lora", "multi_task"])
+    parser.add_argument("--peer-seeds", type=int, nargs="+", help="of their trainings; default: --seeds")
     parser.add_argument("--x-lora-steps", type=int, default=300)
     parser.add_argument(
         "--multi-task-steps",

@@ -13,9 +13,8 @@ from benchmarks.router_studies.pooling import cell, difference, kept, mean, tabl
 from benchmarks.router_studies.reader import Reader
 from benchmarks.router_studies.setting import Setting
 from benchmarks.router_studies.study import Bench, Study
-from benchmarks.router_studies.sweeps import TRUNK_ALONE
 from benchmarks.router_studies.trial import Constants, token_pairs
-from services.shared.modeling.router_artifact import DEFAULT_TRUNK_WEIGHT
+from services.shared.modeling.router_artifact import DEFAULT_TRUNK_WEIGHT, TRUNK_ALONE_WEIGHT
 from services.trainer_worker.evaluation.figures import Totals, totals
 from services.trainer_worker.evaluation.windows import Windows, whole_windows
 
@@ -103,7 +102,7 @@ def _read(reader: Reader, setting: Setting, scenario: Scenario, sums: _Sums) -> 
     evidence = Evidence.of(setting, windows, [TAP_LAYER], names)
     summed = {
         PAIRS: evidence.summed(1.0, 0.0, None),
-        "states": evidence.summed(0.0, TRUNK_ALONE, TAP_LAYER),
+        "states": evidence.summed(0.0, TRUNK_ALONE_WEIGHT, TAP_LAYER),
         "pairs + states": evidence.summed(1.0, DEFAULT_TRUNK_WEIGHT, TAP_LAYER),
         "pairs + states, fitted": evidence.summed(*fitted, TAP_LAYER),
     }

@@ -11,12 +11,11 @@ from benchmarks.router_studies.reader import Reader
 from benchmarks.router_studies.setting import Setting
 from benchmarks.router_studies.study import Bench, Study
 from benchmarks.router_studies.trial import Behaviour, Constants
-from services.shared.modeling.router_artifact import DEFAULT_TRUNK_WEIGHT
+from services.shared.modeling.router_artifact import DEFAULT_TRUNK_WEIGHT, TRUNK_ALONE_WEIGHT
 from services.trainer_worker.evaluation.figures import Totals, totals
 from services.trainer_worker.evaluation.windows import Windows
 
 TODAY = "today's"
-TRUNK_ALONE = 0.4
 _STICKINESSES = (0.001, 0.01, 0.02, 0.05, 0.1)
 _TEMPERS = (0.2, 0.5, 0.7, 1.0)
 _THRESHOLDS = (0.02, 0.05, 0.2, 0.35)
@@ -47,7 +46,7 @@ def variants(taps: Sequence[int]) -> dict[str, Variant]:
     for tap in taps:
         both = Variant(Constants(), trunk_weight=DEFAULT_TRUNK_WEIGHT, tap_layer=tap)
         tried[f"pairs + states of tap {tap}"] = both
-        tried[f"states of tap {tap} alone"] = Variant(Constants(), 0.0, TRUNK_ALONE, tap)
+        tried[f"states of tap {tap} alone"] = Variant(Constants(), 0.0, TRUNK_ALONE_WEIGHT, tap)
     return tried
 
 

@@ -21,6 +21,7 @@ from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.modeling.router_artifact import (
     POSTERIOR_THRESHOLD,
     ROUTER_FILE,
+    TRUNK_ALONE_WEIGHT,
     read_router_file,
     write_bayes_router,
 )
@@ -32,8 +33,6 @@ from services.trainer_worker.training.cooperation_graph import train_cooperation
 from services.trainer_worker.training.graph_plan import GraphPlan
 from services.trainer_worker.training.graph_report import GraphReport
 from services.trainer_worker.training.router import RouterTraining, train_learned_router
-
-TRUNK_ALONE_WEIGHT = 0.4
 
 ROUTED = "routed: Bayes over bigrams"
 TRUNK = "routed: Bayes over trunk states"

@@ -141,9 +141,7 @@ def _measured(context: JobContext, candidate: Candidate, active: ReleaseRow, kno
         Subject(load_base_model(context.settings), candidate.experts, candidate.router_dir, candidate.graph_dir),
         in_order(columns, streams, None),
         known.spec,
-        folder=context.folder.work / "gate" / active.id / known.job_id,
-        on_progress=context.report,
-        should_stop=context.should_stop,
+        context.run_control("gate", active.id, known.job_id),
     )
     if known.losses.data != measured.data:
         _note_gone(context, active, "the documents are drawn differently now.")

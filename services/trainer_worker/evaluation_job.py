@@ -4,7 +4,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from services.shared.errors import InvalidRequest
 from services.shared.modeling.base_model import load_base_model
+from services.shared.modeling.trunk_evidence import DiscriminantRows
 from services.shared.registry import set_evaluation
 from services.shared.release_evaluation import Evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
@@ -16,11 +18,13 @@ from services.trainer_worker.evaluation.evaluator import evaluate
 from services.trainer_worker.evaluation.held_out import HeldOutText, columns_of, documents_name, in_order
 from services.trainer_worker.evaluation.release_figures import Figures
 from services.trainer_worker.evaluation.report import headline
+from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
 from services.trainer_worker.released import Released, released
 from services.trainer_worker.training_files import examples_of
+from services.trainer_worker.trunk_rows import trunk_rows
 
 
 def run_evaluation_job(context: JobContext) -> Publish:
@@ -31,16 +35,15 @@ def run_evaluation_job(context: JobContext) -> Publish:
     text = _held_out(context, spec, release)
     context.enter("loading the base model")
     subject = Subject(load_base_model(context.settings), release.experts, release.router_dir, release.graph_dir)
-    measured = evaluate(
+    study = Study(
         subject,
         text,
         spec,
-        training=_training(context, spec, text),
         fresh_model=lambda: load_base_model(context.settings).model,
-        folder=context.folder.work,
-        on_progress=context.report,
-        should_stop=context.should_stop,
+        training=_training(context, spec, text),
+        trunk_rows=_trunk_rows(context, spec, release, subject),
     )
+    measured = evaluate(study, context.run_control())
     figures = _about(release) | measured
     context.enter("reporting")
     digest = _published(context, figures)
@@ -62,8 +65,7 @@ def run_evaluation_job(context: JobContext) -> Publish:
 
 
 def _held_out(context: JobContext, spec: EvaluationJobSpec, release: Released) -> HeldOutText:
-    experts = [(column.version.expert_name, column.version.expert.domain) for column in release.row.experts]
-    columns = columns_of(tuple(spec.held_out), experts)
+    columns = columns_of(tuple(spec.held_out), _experts(release))
     tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     streams = {domain: _tokenised(context, file_id, tokenizer) for domain, file_id in spec.held_out.items()}
     unknown = _tokenised(context, spec.unknown_file, tokenizer) if spec.unknown_file is not None else None
@@ -72,10 +74,32 @@ def _held_out(context: JobContext, spec: EvaluationJobSpec, release: Released) -
 
 def _training(context: JobContext, spec: EvaluationJobSpec, text: HeldOutText) -> dict[str, list[Example]]:
     """What peers are trained on, in the order of the gate's columns."""
-    if not spec.training_files:
+    if not spec.trained_peers:
         return {}
     tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     return {domain: examples_of(context, spec.training_files[domain], tokenizer) for domain in text.domains}
+
+
+def _trunk_rows(
+    context: JobContext, spec: EvaluationJobSpec, release: Released, subject: Subject
+) -> dict[int, DiscriminantRows]:
+    """At the layers that are asked for, or else at the router's own, if it has one."""
+    own = subject.scorer().bayes
+    if not spec.tap_layers:
+        return {own.rows.tap_layer: own.rows} if own is not None and own.rows is not None else {}
+    if own is None:
+        raise InvalidRequest(
+            f"{release.row.id} has a learned router, which reads no evidence of its experts: leave tap_layers out.",
+            param="tap_layers",
+        )
+    columns = columns_of(tuple(spec.training_files), _experts(release), field="training_files")
+    files = {release.experts[column][0]: spec.training_files[domain] for domain, column in columns.items()}
+    return trunk_rows(context, release, subject.base, spec.tap_layers, files)
+
+
+def _experts(release: Released) -> list[tuple[str, str | None]]:
+    """Names and domains."""
+    return [(column.version.expert_name, column.version.expert.domain) for column in release.row.experts]
 
 
 def _tokenised(context: JobContext, file_id: str, tokenizer: Tokenizer) -> list[list[int]]:

@@ -37,23 +37,39 @@ class BaseRow:
 class EvidenceMaker:
     """Makes the evidence that routers of one kind need: token pairs, and with a `tap_layer` states of the trunk too.
 
-    The same texts give the same bytes. The base model is loaded only when its text or its states are needed.
+    The same texts give the same bytes. The base model is loaded only when its text or its states are needed and it is
+    not given.
     """
 
     def __init__(
-        self, *, settings: Settings, storage: Storage, tokenizer: Tokenizer, fingerprint: str, tap_layer: int | None
+        self,
+        *,
+        settings: Settings,
+        storage: Storage,
+        tokenizer: Tokenizer,
+        fingerprint: str,
+        tap_layer: int | None,
+        base: "LoadedBase | None" = None,
     ) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
         self._tap_layer = tap_layer
+        self._given_base = base
         self._base_text_file = storage.root / "base_text" / f"{fingerprint}.json"
 
     def write(self, folder: Path, examples: Sequence[Example]) -> None:
         """Write the evidence of `examples` and a sample of them into an expert's folder."""
         add_evidence(folder, examples=examples, tokenizer=self._tokenizer)
         if self._tap_layer is not None:
-            trunk = self._trunk(self._streams(examples), prefixes=self._base_text)
-            trunk.save(folder / EVIDENCE_FOLDER / TRUNK_FILE)
+            self.trunk_of(examples).save(folder / EVIDENCE_FOLDER / TRUNK_FILE)
+
+    def trunk_of(self, examples: Sequence[Example]) -> TrunkStatistics:
+        """Where an expert's texts lie among the states after the tap layer."""
+        return self._trunk(self._streams(examples), prefixes=self._base_text)
+
+    def trunk_of_base(self) -> TrunkStatistics:
+        """Where the base model's own text lies."""
+        return self._trunk(self._base_text)
 
     def base_row(self, generic: Sequence[Example] | None = None) -> BaseRow:
         """The base row's evidence: of `generic` texts, or of what the base model itself writes."""
@@ -86,6 +102,8 @@ class EvidenceMaker:
 
     @cached_property
     def _base(self) -> "LoadedBase":
+        if self._given_base is not None:
+            return self._given_base
         from services.shared.modeling.base_model import load_base_model
 
         return load_base_model(self._settings)

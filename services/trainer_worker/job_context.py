@@ -19,7 +19,7 @@ from services.shared.job_events import EventLevel
 from services.shared.storage import Storage
 from services.shared.telemetry import hide_secrets
 from services.trainer_worker.checkpoints import keep_only_last, last_complete
-from services.trainer_worker.progress import TrainingProgress, TrainingStopped
+from services.trainer_worker.progress import RunControl, TrainingProgress, TrainingStopped
 
 _TOLD_ANYWAY = frozenset({"level", "logger", "timestamp", "service", "job", "_record", "_from_structlog"})
 
@@ -57,6 +57,10 @@ class JobContext:
         """Report the next phase, unless the job should stop: then raise TrainingStopped."""
         self.stop_if_asked()
         self.report(TrainingProgress(phase=phase, step=0, total_steps=0))
+
+    def run_control(self, *folders: str) -> RunControl:
+        """What a long run of the job is given, with its folder inside of the job's."""
+        return RunControl(self.folder.work.joinpath(*folders), self.report, self.should_stop)
 
     def stop_if_asked(self) -> None:
         """Raise TrainingStopped if the job should stop."""

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,19 @@ class TrainingProgress:
 
 class TrainingStopped(Exception):
     """Raised out of a training when `should_stop` said so; what was checkpointed stays and can be resumed."""
+
+
+@dataclass(frozen=True)
+class RunControl:
+    """What a long run is given: the `folder` that keeps what is done, whom to tell where it is, and when to stop."""
+
+    folder: Path
+    on_progress: Callable[[TrainingProgress], None]
+    should_stop: Callable[[], bool]
+
+    def within(self, name: str) -> "RunControl":
+        """The same with a folder of its own inside this one."""
+        return replace(self, folder=self.folder / name)
 
 
 class StepClock:

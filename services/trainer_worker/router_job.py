@@ -10,12 +10,11 @@ from sqlalchemy.orm import Session
 from services.shared.config import RouterSettings
 from services.shared.database.rows import ExpertVersionRow
 from services.shared.errors import InvalidRequest, JobFailed
-from services.shared.publishing import EXEMPLARS_FILE
 from services.shared.registry import latest_versions, register_expert
 from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.tokenizer import load_tokenizer
-from services.shared.training_text import Example, read_examples
+from services.shared.training_text import Example
 from services.shared.vocabulary import RouterKind
 from services.trainer_worker.activation_gate import Candidate, judge, tolerance_of
 from services.trainer_worker.base_identity import configured_base
@@ -31,7 +30,7 @@ from services.trainer_worker.releases import (
     release_with_router,
     versions_of,
 )
-from services.trainer_worker.training_files import examples_of
+from services.trainer_worker.training_files import evidence_texts, examples_of
 
 
 @dataclass(frozen=True)
@@ -187,13 +186,9 @@ def _with_evidence(
     if evidence.suffices(folder):
         return Column(version, version.digest)
     name = version.expert_name
-    exemplars = folder / EXEMPLARS_FILE
-    if name in spec.training_files:
-        tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
-        examples = examples_of(context, spec.training_files[name], tokenizer)
-    elif exemplars.exists():
-        examples = read_examples(exemplars, filename=EXEMPLARS_FILE)
-    else:
+    tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
+    examples = evidence_texts(context, folder, spec.training_files.get(name), tokenizer)
+    if examples is None:
         raise JobFailed(
             f"Expert {name!r} lacks evidence that this router needs to tell when it should speak: name a file with "
             f"texts of its domain under training_files.{name}, or leave it out of experts.",

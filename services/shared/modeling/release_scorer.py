@@ -122,20 +122,24 @@ class ReleaseScorer:
 
     def with_gate(self, gate: Gate) -> "ReleaseScorer":
         """The same scores and graph under another gate."""
-        return self._with(self._scores, gate)
+        return self._with(self._scores, gate, self.tap_layer)
 
     def with_filter(self, bayes_filter: BayesFilter) -> "ReleaseScorer":
         """The same evidence, gate and graph under a filter with other constants."""
-        return self._with(replace(self._scores, bayes_filter=bayes_filter), self._gate)
+        return self._with(replace(self._scores, bayes_filter=bayes_filter), self._gate, self.tap_layer)
 
-    def _with(self, scores: ColumnScores, gate: Gate) -> "ReleaseScorer":
+    def with_evidence(self, scores: BayesScores) -> "ReleaseScorer":
+        """The same gate and graph over other evidence of the same columns."""
+        return self._with(scores, self._gate, scores.rows.tap_layer if scores.rows else None)
+
+    def _with(self, scores: ColumnScores, gate: Gate, tap_layer: int | None) -> "ReleaseScorer":
         return ReleaseScorer(
             columns=self.columns,
             scores=scores,
             gate=gate,
             graph=self._graph,
             vocab_size=self._vocab_size,
-            tap_layer=self.tap_layer,
+            tap_layer=tap_layer,
         )
 
     def start(self) -> FilterState:

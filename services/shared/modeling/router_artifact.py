@@ -23,6 +23,9 @@ from services.shared.vocabulary import EvidenceKind, GateType, RouterKind
 POSTERIOR_THRESHOLD: Final = 0.1
 SIGMOID_THRESHOLD: Final = 0.3
 DEFAULT_TRUNK_WEIGHT: Final = 0.05
+"""Beside token pairs of weight 1."""
+TRUNK_ALONE_WEIGHT: Final = 0.4
+"""States of neighbouring tokens overlap: each tells less than it seems to."""
 
 ROUTER_FILE: Final = "router.json"
 NETWORK_FILE: Final = "router.safetensors"

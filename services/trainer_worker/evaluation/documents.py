@@ -44,12 +44,12 @@ class Documents:
         found = {f"{seed}-whole": self.whole[seed], f"{seed}-switching": self.switching[seed]}
         return {stage: windows for stage, windows in found.items() if windows is not None}
 
-    def num_steps(self, spec: EvaluationJobSpec, *, num_experts: int, num_domains: int, num_filters: int) -> int:
-        """How many batches all systems read together."""
+    def num_steps(self, spec: EvaluationJobSpec, *, num_experts: int, num_domains: int, num_routers: int) -> int:
+        """How many batches all systems read together; `num_routers` are other filters and other evidence."""
         by_seed = {seed: sum(num_batches(windows) for windows in self.stages(seed).values()) for seed in spec.seeds}
         first = spec.seeds[0]
         num_systems = num_experts + 4 + len(spec.peers)
-        num_variants = len(spec.thresholds) + len(spec.top_ks) + num_filters
+        num_variants = len(spec.thresholds) + len(spec.top_ks) + num_routers
         total = num_systems * sum(by_seed.values()) + num_variants * by_seed[first]
         if self.unknown is not None:
             total += 3 * num_batches(self.unknown)

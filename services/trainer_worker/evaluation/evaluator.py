@@ -1,9 +1,8 @@
 """Reads held-out text under a release and under everything that it is compared with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import cache, partial
 
 import numpy as np
 from torch import Tensor
@@ -12,9 +11,9 @@ from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.trainer_worker.evaluation.documents import Documents
 from services.trainer_worker.evaluation.figures import experts_per_token, token_accuracy
-from services.trainer_worker.evaluation.held_out import HeldOutText
-from services.trainer_worker.evaluation.peers import NOBODYS, FreshModel, PeerMaker
+from services.trainer_worker.evaluation.peers import NOBODYS, PeerMaker
 from services.trainer_worker.evaluation.release_figures import (
+    AS_RELEASED,
     BASE_ALONE,
     ORACLE,
     ROUTED,
@@ -22,16 +21,18 @@ from services.trainer_worker.evaluation.release_figures import (
     Figures,
     PartReadings,
     SeedReadings,
+    evidence_figures,
     filter_figures,
     gate_figures,
     newcomer_figures,
     over_seeds,
     seed_figures,
+    systems_over_seeds,
     unknown_figures,
 )
 from services.trainer_worker.evaluation.staged_reading import StagedReading
-from services.trainer_worker.evaluation.subject import Subject
-from services.trainer_worker.evaluation.sweep import filters, gates
+from services.trainer_worker.evaluation.study import Study
+from services.trainer_worker.evaluation.sweep import evidences, filters, gates
 from services.trainer_worker.evaluation.systems import (
     Readings,
     Weigh,
@@ -43,104 +44,75 @@ from services.trainer_worker.evaluation.systems import (
     with_silent_column,
 )
 from services.trainer_worker.evaluation.windows import Windows
-from services.trainer_worker.progress import TrainingProgress
+from services.trainer_worker.progress import RunControl
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
-
-if TYPE_CHECKING:
-    from services.shared.training_text import Example
 
 
 @dataclass(frozen=True)
 class PeerReadings:
     """What peers made of the documents, by stage and name, and how each was made."""
 
-    by_stage: "Mapping[str, Mapping[str, Readings]]"
+    by_stage: Mapping[str, Mapping[str, Readings]]
     about: Sequence[str]
 
 
-def evaluate(  # noqa: PLR0913
-    subject: Subject,
-    text: HeldOutText,
-    spec: EvaluationJobSpec,
-    *,
-    training: "Mapping[str, Sequence[Example]]",
-    fresh_model: FreshModel,
-    folder: Path,
-    on_progress: Callable[[TrainingProgress], None],
-    should_stop: Callable[[], bool],
-) -> Figures:
-    """All figures as plain values. Goes on from what an interrupted evaluation of the same left in `folder`.
-
-    `training` is what peers are trained on, by domain in the order of the gate's columns; empty where none is.
-    """
+def evaluate(study: Study, run: RunControl) -> Figures:
+    """All figures as plain values. Goes on from what an interrupted evaluation of the same left in the run's folder."""
+    subject, text, spec = study.subject, study.text, study.spec
     length = min(spec.max_tokens, subject.base.max_context)
     num_experts = len(subject.experts)
     documents = Documents.draw(text, spec, length=length, num_experts=num_experts)
     scorer = subject.scorer()
-    reading = StagedReading(
-        folder / "readings",
-        total_steps=documents.num_steps(
-            spec,
-            num_experts=num_experts,
-            num_domains=len(text.domains),
-            num_filters=len(filters(scorer.bayes_filter, spec)),
-        ),
-        on_progress=on_progress,
-        should_stop=should_stop,
+    num_routers = len(filters(scorer.bayes_filter, spec)) + len(evidences(scorer.bayes, study.trunk_rows, spec))
+    num_steps = documents.num_steps(
+        spec, num_experts=num_experts, num_domains=len(text.domains), num_routers=num_routers
     )
-    maker = PeerMaker(
-        subject,
-        spec,
-        training,
-        fresh_model=fresh_model,
-        folder=folder / "peers",
-        on_progress=on_progress,
-        should_stop=should_stop,
-    )
-    peers = _read_peers(maker, spec, documents, reading)
+    reading = StagedReading(run.within("readings"), total_steps=num_steps)
+    peers = _read_peers(PeerMaker(study, run.within("peers")), spec, documents, reading)
     with ExpertEnsemble.load(subject.base, subject.experts) as ensemble:
-        return _Evaluator(subject, text, spec, scorer=scorer, ensemble=ensemble, reading=reading, peers=peers).figures(
-            documents
-        )
+        return _Evaluator(study, scorer, ensemble, reading, peers).figures(documents)
 
 
 def _read_peers(
     maker: PeerMaker, spec: EvaluationJobSpec, documents: Documents, reading: StagedReading
 ) -> PeerReadings:
-    """One after the other, so that no two of their models are in memory at once."""
-    stages = {stage: windows for seed in spec.seeds for stage, windows in documents.stages(seed).items()}
-    by_stage: dict[str, dict[str, Readings]] = {stage: {} for stage in stages}
-    about = []
-    for name in spec.peers:
-        peer = maker.make(name)
-        about.append(peer.about)
-        for stage, windows in stages.items():
-            by_stage[stage][peer.name] = reading.read(peer, stage, name, windows, NOBODYS)
-    return PeerReadings(by_stage, about)
+    """One after the other, so that no two of their models are in memory at once; those that have read are not made."""
+    by_stage: dict[str, dict[str, Readings]] = {stage: {} for seed in spec.seeds for stage in documents.stages(seed)}
+    kinds = {name: maker.kind(name) for name in spec.peers}
+    for name, kind in kinds.items():
+        for seed, read_by_it in _in_turn(kind.seeds or spec.seeds[:1], spec.seeds).items():
+            peer = cache(partial(maker.make, name, seed))
+            for stage, windows in (one for drawn in read_by_it for one in documents.stages(drawn).items()):
+                by_stage[stage][kind.name] = reading.read(peer, stage, name, windows, NOBODYS)
+            del peer  # before the next is made
+    return PeerReadings(by_stage, [kind.about for kind in kinds.values()])
+
+
+def _in_turn(seeds: Sequence[int], drawn: Sequence[int]) -> dict[int, list[int]]:
+    """Which seeds' documents are read by the peer of which seed."""
+    return {seed: list(drawn[place :: len(seeds)]) for place, seed in enumerate(seeds)}
 
 
 class _Evaluator:
     """Has everything read that the figures need, each system once."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
-        subject: Subject,
-        text: HeldOutText,
-        spec: EvaluationJobSpec,
-        *,
+        study: Study,
         scorer: ReleaseScorer,
         ensemble: ExpertEnsemble,
         reading: StagedReading,
         peers: PeerReadings,
     ) -> None:
-        self._subject = subject
-        self._text = text
-        self._spec = spec
+        self._study = study
+        self._subject = study.subject
+        self._text = study.text
+        self._spec = study.spec
         self._scorer = scorer
         self._ensemble = ensemble
         self._reading = reading
         self._peers = peers
-        self._names = [name for name, _ in subject.experts]
+        self._names = [name for name, _ in study.subject.experts]
 
     def figures(self, documents: Documents) -> Figures:
         """Seed by seed; the sweep and the newcomers on the first seed's documents."""
@@ -160,9 +132,11 @@ class _Evaluator:
                 for domain in domains
             },
             "over_seeds": over_seeds(seeds),
+            "systems_over_seeds": systems_over_seeds(readings),
             "seeds": seeds,
             "sweep": self._gate_sweep(readings[0]),
             "filter_sweep": self._filter_sweep(readings[0]),
+            "evidence_sweep": self._evidence_sweep(readings[0]),
             "newcomers": self._newcomers(readings[0]) if self._spec.without_each and len(self._names) > 1 else {},
             "unknown": self._unknown(documents.unknown) if documents.unknown is not None else None,
         }
@@ -182,7 +156,7 @@ class _Evaluator:
         return PartReadings(windows, scores_BTC, {**readings, **self._peers.by_stage.get(stage, {})})
 
     def _read(self, stage: str, name: str, windows: Windows, weigh: Weigh) -> Readings:
-        return self._reading.read(self._ensemble, stage, name, windows, weigh)
+        return self._reading.read(lambda: self._ensemble, stage, name, windows, weigh)
 
     def _gate_sweep(self, readings: SeedReadings) -> list[Figures]:
         """Quality against computation: the release's scores under other gates."""
@@ -200,18 +174,37 @@ class _Evaluator:
         own = self._scorer.bayes_filter
         if own is None:
             return []
-        rows = []
-        for name, bayes_filter in {"as released": own, **filters(own, self._spec)}.items():
-            scorer = self._scorer.with_filter(bayes_filter)
-            row = {"filter": name, **filter_figures(bayes_filter)}
-            for part_name, part in readings.parts.items():
-                if bayes_filter == own:
-                    row[part_name] = self._cost_and_loss(part, part.systems[ROUTED], by_domain=part_name == "whole")
-                else:
-                    scores_BTC = scores_of(scorer, self._subject.base, part.windows)
-                    row[part_name] = self._variant(readings, part_name, name, gated(scorer, scores_BTC))
-            rows.append(row)
+        rows = [{"filter": AS_RELEASED, **filter_figures(own), **self._as_released(readings)}]
+        for name, bayes_filter in filters(own, self._spec).items():
+            rescored = self._rescored(readings, name, self._scorer.with_filter(bayes_filter))
+            rows.append({"filter": name, **filter_figures(bayes_filter), **rescored})
         return rows
+
+    def _evidence_sweep(self, readings: SeedReadings) -> list[Figures]:
+        """The release's filter over its own evidence, then over other kinds, sums and taps."""
+        own = self._scorer.bayes
+        if own is None:
+            return []
+        rows = [{"evidence": AS_RELEASED, **evidence_figures(own), **self._as_released(readings)}]
+        for name, scores in evidences(own, self._study.trunk_rows, self._spec).items():
+            rescored = self._rescored(readings, name, self._scorer.with_evidence(scores))
+            rows.append({"evidence": name, **evidence_figures(scores), **rescored})
+        return rows
+
+    def _as_released(self, readings: SeedReadings) -> Figures:
+        return {
+            name: self._cost_and_loss(part, part.systems[ROUTED], by_domain=name == "whole")
+            for name, part in readings.parts.items()
+        }
+
+    def _rescored(self, readings: SeedReadings, variant: str, scorer: ReleaseScorer) -> Figures:
+        """Under a router that gives other scores."""
+        return {
+            name: self._variant(
+                readings, name, variant, gated(scorer, scores_of(scorer, self._subject.base, part.windows))
+            )
+            for name, part in readings.parts.items()
+        }
 
     def _variant(self, readings: SeedReadings, part_name: str, name: str, weights_BTE: Tensor) -> Figures:
         part = readings.parts[part_name]

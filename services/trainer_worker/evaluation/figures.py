@@ -95,6 +95,14 @@ def difference(first: Totals, second: Totals) -> Interval:
     return interval(first.loss(picks_RB) - second.loss(picks_RB))
 
 
+def over_seeds_interval(values_SR: np.ndarray) -> Interval:
+    """The mean over seeds, each with its resamples, [S, 1 + R], and its spread over both: seeds are drawn as well."""
+    num_seeds, num_values = values_SR.shape
+    drawn_RS = np.random.default_rng(0).multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_values)
+    drawn_RS[0] = 1
+    return interval((drawn_RS * values_SR.T).mean(axis=1))
+
+
 def domain_losses(readings: Readings, windows: Windows) -> list[float]:
     """Nats per token on each domain, in order."""
     total = totals(readings, windows, by_domain=True)

@@ -20,19 +20,21 @@ class HeldOutText:
     unknown: Streams | None
 
 
-def columns_of(domains: Sequence[str], experts: Sequence[tuple[str, str | None]]) -> dict[str, int]:
+def columns_of(
+    domains: Sequence[str], experts: Sequence[tuple[str, str | None]], *, field: str = "held_out"
+) -> dict[str, int]:
     """The column of each domain's expert, in the order of the columns; `experts` are (name, domain).
 
     A domain is an expert's name, or else the domain of exactly one. Raises InvalidRequest for any other, and for two
-    that mean the same expert.
+    that mean the same expert, with the name of the `field`.
     """
-    columns = {domain: _column(domain, experts) for domain in domains}
+    columns = {domain: _column(domain, experts, field) for domain in domains}
     by_column: dict[int, str] = {}
     for domain, column in columns.items():
         if (other := by_column.setdefault(column, domain)) != domain:
             raise InvalidRequest(
                 f"{other!r} and {domain!r} both mean the expert {experts[column][0]!r}: put their text in one file.",
-                param=f"held_out.{domain}",
+                param=f"{field}.{domain}",
             )
     return {by_column[column]: column for column in sorted(by_column)}
 
@@ -56,7 +58,7 @@ def documents_name(digests: Mapping[str, str], domains: Sequence[str], spec: Eva
     )[:200]
 
 
-def _column(domain: str, experts: Sequence[tuple[str, str | None]]) -> int:
+def _column(domain: str, experts: Sequence[tuple[str, str | None]], field: str) -> int:
     names = [name for name, _ in experts]
     if domain in names:
         return names.index(domain)
@@ -66,10 +68,10 @@ def _column(domain: str, experts: Sequence[tuple[str, str | None]]) -> int:
     if meant:
         several = ", ".join(names[column] for column in meant)
         raise InvalidRequest(
-            f"Several experts have the domain {domain!r}: name one of {several} instead.", param=f"held_out.{domain}"
+            f"Several experts have the domain {domain!r}: name one of {several} instead.", param=f"{field}.{domain}"
         )
     raise InvalidRequest(
-        f"No expert of the release is named {domain!r} or has that domain. Its experts: {', '.join(names)}. Text of no "
-        "expert goes under unknown_file.",
-        param=f"held_out.{domain}",
+        f"No expert of the release is named {domain!r} or has that domain. Its experts: {', '.join(names)}."
+        + (" Text of no expert goes under unknown_file." if field == "held_out" else ""),
+        param=f"{field}.{domain}",
     )

@@ -2,35 +2,28 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from peft import PeftModel
 from peft.tuners.lora import ArrowConfig, create_arrow_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from services.shared.errors import JobFailed
 from services.shared.modeling.adapter_config import read_lora_settings
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
 from services.shared.schemas.jobs import ExpertHyperparameters
 from services.trainer_worker.datasets import split_examples
-from services.trainer_worker.evaluation.subject import Subject
+from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.systems import Weigh, constant
-from services.trainer_worker.progress import TrainingProgress
+from services.trainer_worker.progress import RunControl
 from services.trainer_worker.training.expert import train_expert
 from services.trainer_worker.training.expert_ensemble import next_token_nats
 from services.trainer_worker.training.x_lora import train_x_lora
-
-if TYPE_CHECKING:
-    from services.shared.training_text import Example
-
-FreshModel = Callable[[], PreTrainedModel]
-"""Loads the bare base model anew, for a peer to take apart."""
 
 NOBODYS: Final[Weigh] = constant(())
 """Peers decide by themselves, so they are given no weights."""
@@ -40,10 +33,8 @@ _LARGEST_RANK: Final = 256
 
 @dataclass(frozen=True)
 class Peer:
-    """A system with a model of its own, and how it was made, in words."""
+    """A system with a model of its own."""
 
-    name: str
-    about: str
     model: nn.Module
 
     def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor, *, only_speaking: bool = False) -> Tensor:
@@ -52,96 +43,104 @@ class Peer:
         return next_token_nats(self.model(input_ids=token_ids_BT).logits, token_ids_BT)
 
 
-class PeerMaker:
-    """Makes peers of a release's experts, one at a time; trainings go on from what `folder` holds.
+@dataclass(frozen=True)
+class PeerKind:
+    """What reports call a peer, how it is made, in words, and the seeds that it is trained with: none, or several."""
 
-    `training` is every domain's text in the order of the gate's columns. Raises TrainingStopped within a step of
-    `should_stop()`.
+    name: str
+    about: str
+    seeds: tuple[int, ...] = ()
+
+
+class PeerMaker:
+    """Makes peers of a release's experts, one at a time; trainings go on from what the run's folder holds.
+
+    Raises TrainingStopped within a step of `should_stop()`.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        subject: Subject,
-        spec: EvaluationJobSpec,
-        training: "Mapping[str, Sequence[Example]]",
-        *,
-        fresh_model: FreshModel,
-        folder: Path,
-        on_progress: Callable[[TrainingProgress], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self._subject = subject
-        self._spec = spec
-        self._training = training
-        self._fresh_model = fresh_model
-        self._folder = folder
-        self._on_progress = on_progress
-        self._should_stop = should_stop
-        self._experts = [folder for _, folder in subject.experts]
+    def __init__(self, study: Study, run: RunControl) -> None:
+        self._study = study
+        self._run = run
+        self._experts = [folder for _, folder in study.subject.experts]
 
-    def make(self, name: PeerName) -> Peer:
+    def kind(self, name: PeerName) -> PeerKind:
+        """Without making it. Raises JobFailed for a multi-task adapter of more rank than is trained."""
+        spec = self._study.spec
+        seeds = spec.each_peer_seed
+        with_seeds = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        match name:
+            case "arrow":
+                about = f"PEFT Arrow over the same experts, top {self._arrow_top_k()}, nothing trained"
+                return PeerKind("PEFT Arrow", about)
+            case "x_lora":
+                steps = f"{spec.x_lora.num_steps} steps of {spec.x_lora.batch_size} documents, {with_seeds}"
+                about = f"PEFT X-LoRA over the same experts, its classifier trained for {steps}"
+                return PeerKind("PEFT X-LoRA", about, seeds)
+            case "multi_task":
+                adapter = f"multi-task LoRA, rank {multi_task_hyperparameters(spec, self._experts).rank}"
+                most, epochs = spec.multi_task.max_steps, spec.multi_task.num_epochs
+                steps = f"{most} steps" if most else f"{epochs:g} epochs in steps"
+                about = f"{adapter}, trained on all text at once for {steps} of {spec.multi_task.batch_size} blocks"
+                return PeerKind(adapter, f"{about}, {with_seeds}", seeds)
+
+    def make(self, name: PeerName, seed: int) -> Peer:
         """Raises JobFailed where PEFT cannot do it with these experts."""
-        with _quiet_peft():
+        with _quiet_transformers():
             match name:
                 case "arrow":
-                    return self._arrow()
+                    return self._arrow(seed)
                 case "x_lora":
-                    return self._x_lora()
+                    return self._x_lora(seed)
                 case "multi_task":
-                    return self._multi_task()
+                    return self._multi_task(seed)
 
-    def _arrow(self) -> Peer:
-        """Routes every layer by the experts' own singular vectors (arXiv:2405.11157); as many experts as our gate."""
-        top_k = min(self._subject.scorer().gate.max_experts, len(self._experts))
+    def _arrow_top_k(self) -> int:
+        """As many experts as our gate keeps."""
+        return min(self._study.subject.scorer().gate.max_experts, len(self._experts))
+
+    def _arrow(self, seed: int) -> Peer:
+        """Routes every layer by the experts' own singular vectors (arXiv:2405.11157)."""
         folders = [str(folder) for folder in self._experts]
+        config = ArrowConfig(top_k=self._arrow_top_k(), rng_seed=seed)
         try:
-            model = create_arrow_model(self._fresh_model(), folders, ArrowConfig(top_k=top_k))
+            model = create_arrow_model(self._study.fresh_model(), folders, config)
         except (ValueError, TypeError) as error:
             raise JobFailed(
                 f"PEFT Arrow cannot put these experts side by side ({error}): leave arrow out of peers.",
                 code="peer_impossible",
             ) from error
-        return Peer("PEFT Arrow", f"PEFT Arrow over the same experts, top {top_k}, nothing trained", model.eval())
+        return Peer(model.eval())
 
-    def _x_lora(self) -> Peer:
-        encode = self._subject.base.tokenizer.encode_batch
-        training = self._spec.x_lora
+    def _x_lora(self, seed: int) -> Peer:
+        base, training = self._study.subject.base, self._study.spec.x_lora
         model = train_x_lora(
-            self._fresh_model(),
+            self._study.fresh_model(),
             self._experts,
-            [encode([example.text for example in examples]) for examples in self._training.values()],
-            training.model_copy(update={"max_length": self._within_context(training.max_length)}),
-            seed=self._spec.seeds[0],
-            folder=self._folder / "x_lora",
-            on_progress=self._on_progress,
-            should_stop=self._should_stop,
+            [
+                base.tokenizer.encode_batch([example.text for example in examples])
+                for examples in self._study.training.values()
+            ],
+            training.model_copy(update={"max_length": min(training.max_length, base.max_context)}),
+            seed=seed,
+            run=self._run.within(f"x_lora-{seed}"),
         )
-        about = f"PEFT X-LoRA over the same experts, its classifier trained for {training.num_steps} steps of "
-        return Peer("PEFT X-LoRA", f"{about}{training.batch_size} documents", model)
+        return Peer(model)
 
-    def _multi_task(self) -> Peer:
-        seed = self._spec.seeds[0]
-        every = [example for examples in self._training.values() for example in examples]
+    def _multi_task(self, seed: int) -> Peer:
+        run = self._run.within(f"multi_task-{seed}")
+        every = [example for examples in self._study.training.values() for example in examples]
         train, validation = split_examples(every, fraction=_VALIDATION_FRACTION, seed=seed)
-        hyperparameters = multi_task_hyperparameters(self._spec, self._experts)
+        hyperparameters = multi_task_hyperparameters(self._study.spec, self._experts)
         training = train_expert(
-            base_model=self._subject.base.name,
+            base_model=self._study.subject.base.name,
             train=train,
             validation=validation,
-            hyperparameters=hyperparameters,
-            output_dir=self._folder / "multi_task",
-            on_progress=lambda progress: self._on_progress(replace(progress, phase="training the multi-task adapter")),
-            should_stop=self._should_stop,
+            hyperparameters=hyperparameters.model_copy(update={"seed": seed}),
+            output_dir=run.folder,
+            on_progress=lambda progress: run.on_progress(replace(progress, phase="training the multi-task adapter")),
+            should_stop=run.should_stop,
         )
-        model = PeftModel.from_pretrained(self._fresh_model(), str(training.adapter_dir)).eval()
-        name = f"multi-task LoRA, rank {hyperparameters.rank}"
-        about = (
-            f"{name}, trained on all text at once for {training.num_steps} steps of {hyperparameters.batch_size} blocks"
-        )
-        return Peer(name, about, model)
-
-    def _within_context(self, max_length: int) -> int:
-        return min(max_length, self._subject.base.max_context)
+        return Peer(PeftModel.from_pretrained(self._study.fresh_model(), str(training.adapter_dir)).eval())
 
 
 def multi_task_hyperparameters(spec: EvaluationJobSpec, experts: Sequence[Path]) -> ExpertHyperparameters:
@@ -167,14 +166,13 @@ def multi_task_hyperparameters(spec: EvaluationJobSpec, experts: Sequence[Path])
         dropout=0.0,
         target_modules=tuple(sorted(named)) if all_named else "all-linear",
         early_stopping_patience=0,
-        seed=spec.seeds[0],
         **training.model_dump(),
     )
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """PEFT warns of several adapters at once, which is wanted here, and of names that transformers has changed."""
+def _quiet_transformers() -> Iterator[None]:
+    """PEFT asks transformers by a name that transformers has given up."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield

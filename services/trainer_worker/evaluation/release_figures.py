@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from services.shared.modeling.bayes_filter import BayesFilter
+from services.shared.modeling.column_scores import BayesScores
 from services.shared.modeling.gating import Gate
 from services.trainer_worker.evaluation.figures import (
     Interval,
@@ -15,6 +16,8 @@ from services.trainer_worker.evaluation.figures import (
     difference,
     domain_losses,
     experts_per_token,
+    over_seeds_interval,
+    resamples,
     token_accuracy,
     totals,
 )
@@ -26,6 +29,7 @@ ROUTED: Final = "routed"
 BASE_ALONE: Final = "base"
 UNIFORM: Final = "uniform mixture"
 ORACLE: Final = "oracle"
+AS_RELEASED: Final = "as released"
 FIRST_TOKENS: Final = 16
 """So many predicted tokens a router needs at most to know whose text it reads; an oracle knows before the first."""
 _AROUND_SWITCH: Final = (-16, 48)
@@ -141,6 +145,40 @@ def gate_figures(gate: Gate) -> Figures:
 def filter_figures(bayes_filter: BayesFilter) -> Figures:
     """A filter's constants."""
     return {"stickiness": bayes_filter.stickiness, "temper": bayes_filter.temper}
+
+
+def evidence_figures(scores: BayesScores) -> Figures:
+    """What a filter hears."""
+    return {
+        "bigram_weight": scores.bigram_weight,
+        "trunk_weight": scores.trunk_weight,
+        "tap_layer": scores.rows.tap_layer if scores.rows else None,
+    }
+
+
+def systems_over_seeds(readings: Sequence[SeedReadings]) -> Figures:
+    """Of every system, by part: its mean loss, and by how much the routed mixture's is above it.
+
+    With 95 % intervals over seeds and documents: every seed has documents, and peers that are trained, of its own.
+    """
+    found: Figures = {}
+    for part in readings[0].parts:
+        losses = [_losses(one.parts[part], by_domain=part == "whole", seed=place) for place, one in enumerate(readings)]
+        for name in losses[0]:
+            loss_SR = np.stack([by_name[name] for by_name in losses])
+            routed_SR = np.stack([by_name[ROUTED] for by_name in losses])
+            row = {"loss": as_list(over_seeds_interval(loss_SR))}
+            if name != ROUTED:
+                row["routed_minus"] = as_list(over_seeds_interval(routed_SR - loss_SR))
+            found.setdefault(name, {})[part] = row
+    return found
+
+
+def _losses(part: PartReadings, *, by_domain: bool, seed: int) -> dict[str, np.ndarray]:
+    """Of every system, with its resamples, [1 + R]; all paired."""
+    sums = part.totals(by_domain=by_domain)
+    picks_RB = resamples(sums[ROUTED].groups_B, seed=seed)
+    return {name: one.loss(picks_RB) for name, one in sums.items()}
 
 
 def over_seeds(seeds: Sequence[Figures]) -> Figures:

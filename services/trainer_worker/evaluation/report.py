@@ -49,6 +49,10 @@ def markdown(figures: Figures) -> str:
         _differences(first),
         "## Over seeds",
         _seeds(figures),
+        "Every system, and the routed mixture minus it (below zero: the mixture is better), with 95 % intervals over "
+        "seeds and documents. Each seed draws documents of its own; peers that are trained read those of one seed or, "
+        "where fewer were asked for, of several.",
+        _systems_over_seeds(figures["systems_over_seeds"]),
         "## Who is used",
         _utilisation(first["routing"]["utilisation"], list(figures["experts"])),
         f"![Utilisation]({UTILISATION})",
@@ -62,6 +66,8 @@ def markdown(figures: Figures) -> str:
         parts += ["## Quality against computation", _sweep(figures["sweep"]), f"![Sweep]({SWEEP})"]
     if len(figures["filter_sweep"]) > 1:
         parts += ["## Other constants of the router's filter", _filter_sweep(figures)]
+    if len(figures["evidence_sweep"]) > 1:
+        parts += ["## Other evidence under the router's filter", _evidence_sweep(figures["evidence_sweep"])]
     if figures["newcomers"]:
         parts += ["## Each expert taken out and added back", _newcomers(figures["newcomers"])]
     if figures["unknown"] is not None:
@@ -163,6 +169,16 @@ def _seeds(figures: Figures) -> str:
     return table(["routed mixture", "mean", "least", "largest"], rows)
 
 
+def _systems_over_seeds(found: Figures) -> str:
+    columns = [("whole", "loss"), ("whole", "routed_minus"), ("switching", "loss"), ("switching", "routed_minus")]
+    rows = [
+        [name, *(spread(row.get(part, {}).get(key), signed=key == "routed_minus") for part, key in columns)]
+        for name, row in found.items()
+    ]
+    header = ["system", "loss", "routed - system", "loss, switching", "routed - system, switching"]
+    return table(header, rows)
+
+
 def _utilisation(used: Figures, experts: Sequence[str]) -> str:
     names = [*experts, "base"]
     rows = [
@@ -196,6 +212,16 @@ def _filter_sweep(figures: Figures) -> str:
         f"As released: stickiness {own['stickiness']:g}, temper {own['temper']:g}. One constant is changed at a time."
     )
     return f"{about}\n\n{table(['filter', *_VARIANT], rows)}"
+
+
+def _evidence_sweep(rows: Sequence[Figures]) -> str:
+    about = (
+        "Evidence of token pairs and of the base model's states after a layer, with its weights. A router that reads "
+        "states costs a pass through the layers below the tap for adapters that have weights there."
+    )
+    header = ["evidence", "weight of pairs", "of states", *_VARIANT]
+    cells = [[row["evidence"], f"{row['bigram_weight']:g}", f"{row['trunk_weight']:g}", *_variant(row)] for row in rows]
+    return f"{about}\n\n{table(header, cells)}"
 
 
 def _variant(row: Figures) -> list[str]:

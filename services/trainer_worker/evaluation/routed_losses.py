@@ -1,7 +1,5 @@
 """What a release's own router makes of held-out documents, and nothing else: enough to compare two releases."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,23 +13,15 @@ from services.trainer_worker.evaluation.staged_reading import StagedReading, num
 from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.evaluation.systems import routed
 from services.trainer_worker.evaluation.windows import whole_windows
-from services.trainer_worker.progress import TrainingProgress
+from services.trainer_worker.progress import RunControl
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 
-def routed_losses(
-    subject: Subject,
-    text: HeldOutText,
-    spec: EvaluationJobSpec,
-    *,
-    folder: Path,
-    on_progress: Callable[[TrainingProgress], None],
-    should_stop: Callable[[], bool],
-) -> Evaluation:
+def routed_losses(subject: Subject, text: HeldOutText, spec: EvaluationJobSpec, run: RunControl) -> Evaluation:
     """Losses by domain on the documents that an evaluation of `spec` draws, as it would measure them.
 
     `text` may have the columns of another release: they only tell domains apart. Goes on from what an interrupted
-    reading left in `folder`.
+    reading left in the run's folder.
     """
     length = min(spec.max_tokens, subject.base.max_context)
     windows = {
@@ -40,14 +30,9 @@ def routed_losses(
     }
     weigh = routed(subject.scorer(), subject.base)
     with ExpertEnsemble.load(subject.base, subject.experts) as ensemble:
-        reading = StagedReading(
-            folder,
-            total_steps=sum(map(num_batches, windows.values())),
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
+        reading = StagedReading(run, total_steps=sum(map(num_batches, windows.values())))
         losses_SD: Any = [
-            domain_losses(reading.read(ensemble, f"{seed}-whole", ROUTED, drawn, weigh), drawn)
+            domain_losses(reading.read(lambda: ensemble, f"{seed}-whole", ROUTED, drawn, weigh), drawn)
             for seed, drawn in windows.items()
         ]
     digests = {str(seed): drawn.digest for seed, drawn in windows.items()}

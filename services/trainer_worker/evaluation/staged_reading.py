@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from services.trainer_worker.evaluation.systems import BATCH, Reader, Readings, Weigh, read
 from services.trainer_worker.evaluation.windows import Windows
-from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
+from services.trainer_worker.progress import RunControl, StepClock, TrainingProgress, TrainingStopped
 
 
 def num_batches(windows: Windows | None) -> int:
@@ -17,38 +16,33 @@ def num_batches(windows: Windows | None) -> int:
 
 
 class StagedReading:
-    """Reads systems one after the other and keeps each one's losses in `folder`, whole or not at all.
+    """Reads systems one after the other and keeps each one's losses in the run's folder, whole or not at all.
 
     A step is a batch. Raises TrainingStopped within a batch of `should_stop()`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        total_steps: int,
-        on_progress: Callable[[TrainingProgress], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self._folder = folder
+    def __init__(self, run: RunControl, *, total_steps: int) -> None:
+        self._run = run
         self._total_steps = total_steps
-        self._on_progress = on_progress
-        self._should_stop = should_stop
         self._step = 0
         self._num_tokens = 0
         self._clock: StepClock | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, reader: Reader, stage: str, system: str, windows: Windows, weigh: Weigh) -> Readings:
-        """The system's readings of these windows. `stage` and `system` name them: the same names, the same readings."""
-        file = self._folder / f"{stage}-{system}.npz"
+    def read(self, reader: Callable[[], Reader], stage: str, system: str, windows: Windows, weigh: Weigh) -> Readings:
+        """The system's readings of these windows. `stage` and `system` name them: the same names, the same readings.
+
+        `reader` is asked for only where they are not kept.
+        """
+        file = self._run.folder / f"{stage}-{system}.npz"
         if file.exists():
             self._step += num_batches(windows)
             with np.load(file) as kept:
                 return Readings(kept["nats_BT"], weigh(windows).float().numpy(), float(kept["tokens_per_s"]))
+        whole = reader()
         self._clock = self._clock or StepClock(self._step)
         started_at, tokens_before = time.monotonic(), self._num_tokens
-        readings = read(reader, windows, weigh, on_batch=lambda num: self._count(num, system))
+        readings = read(whole, windows, weigh, on_batch=lambda num: self._count(num, system))
         num_read = self._num_tokens - tokens_before
         tokens_per_s = num_read / max(time.monotonic() - started_at, 1e-9)
         half_written = file.with_suffix(".partial")
@@ -59,11 +53,11 @@ class StagedReading:
 
     def _count(self, num_tokens: int, system: str) -> None:
         assert self._clock is not None
-        if self._should_stop():
+        if self._run.should_stop():
             raise TrainingStopped("the evaluation was stopped")
         self._step += 1
         self._num_tokens += num_tokens
-        self._on_progress(
+        self._run.on_progress(
             TrainingProgress(
                 f"reading: {system}",
                 step=self._step,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from services.shared.errors import JobFailed
 from services.shared.modeling.trunk import hidden_size_of
 from services.shared.schemas.evaluation import XLoraTraining
-from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
+from services.trainer_worker.progress import RunControl, StepClock, TrainingProgress, TrainingStopped
 from services.trainer_worker.training.expert_ensemble import next_token_nats
 from services.trainer_worker.training.router_checkpoint import RouterCheckpoints, Totals
 from services.trainer_worker.training.spliced_documents import DocumentSplicer
@@ -26,39 +26,37 @@ _LARGEST_GRADIENT = 1.0
 Streams = Sequence[Sequence[int]]
 
 
-def train_x_lora(  # noqa: PLR0913
+def train_x_lora(
     model: PreTrainedModel,
     experts: Sequence[Path],
     streams: Sequence[Streams],
     training: XLoraTraining,
     *,
     seed: int,
-    folder: Path,
-    on_progress: Callable[[TrainingProgress], None],
-    should_stop: Callable[[], bool],
+    run: RunControl,
 ) -> PeftModel:
     """The model with all experts and a classifier trained to mix them, on documents spliced of `streams`.
 
-    Takes `model` apart. Goes on from the last checkpoint in `folder`; on the CPU it ends with exactly the classifier of
-    an uninterrupted training. Raises TrainingStopped within one step of `should_stop()`, JobFailed for experts that
-    PEFT cannot put side by side and for a loss that left the finite numbers.
+    Takes `model` apart. Goes on from the last checkpoint in the run's folder; on the CPU it ends with exactly the
+    classifier of an uninterrupted training. Raises TrainingStopped within one step of `should_stop()`, JobFailed for
+    experts that PEFT cannot put side by side and for a loss that left the finite numbers.
     """
     trainer = _XLoraTrainer(model, experts, training, seed=seed)
     length = min(training.max_length, max(sum(map(len, documents)) for documents in streams))
     splicer = DocumentSplicer(streams, length=length, seed=seed)
     inputs = _fingerprint(experts, streams, training, seed)
-    checkpoints = RouterCheckpoints(folder, inputs=inputs, total_steps=training.num_steps)
+    checkpoints = RouterCheckpoints(run.folder, inputs=inputs, total_steps=training.num_steps)
     totals = checkpoints.restore(trainer, splicer) or Totals()
     clock = StepClock(totals.num_steps)
     for step in range(totals.num_steps + 1, training.num_steps + 1):
         loss = trainer.step(splicer.draw(training.batch_size).token_ids_BT)
         totals = replace(totals, num_steps=step)
-        if step == training.num_steps or checkpoints.is_due(step) or should_stop():
+        if step == training.num_steps or checkpoints.is_due(step) or run.should_stop():
             checkpoints.save(trainer, splicer, totals)
-        if should_stop():
+        if run.should_stop():
             raise TrainingStopped("the training of X-LoRA was stopped")
         seconds_left = clock.seconds_left(step, training.num_steps)
-        on_progress(TrainingProgress("training X-LoRA", step, training.num_steps, loss, seconds_left=seconds_left))
+        run.on_progress(TrainingProgress("training X-LoRA", step, training.num_steps, loss, seconds_left=seconds_left))
     return trainer.model
 
 

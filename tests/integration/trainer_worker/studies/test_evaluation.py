@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from services.shared.registry import find_release
 from services.shared.release_evaluation import stored_evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.vocabulary import JobStatus
+from services.trainer_worker.evaluation.peers import PeerMaker
 from services.trainer_worker.evaluation.systems import read
 from services.trainer_worker.job_runner import JobRunner
 from tests.integration.trainer_worker.studies.recipes import QUICK, SMALL
@@ -29,6 +31,12 @@ from tests.integration.trainer_worker.studies.texts import upload_texts
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PEERS = ("multi-task LoRA, rank 8", "PEFT Arrow", "PEFT X-LoRA")
+
+
+@pytest.fixture
+def training(documents: dict[str, list[str]], upload: Callable[[str, str], str]) -> dict[str, str]:
+    """What is not held out, as files by expert."""
+    return {name: upload_texts(upload, f"all-{name}", texts[:-40]) for name, texts in documents.items()}
 
 
 class TestEvaluation:
@@ -120,34 +128,82 @@ class TestEvaluation:
         run: Callable[..., JobRow],
         release: ReleaseRow,
         held_out: dict[str, str],
-        documents: dict[str, list[str]],
-        upload: Callable[[str, str], str],
+        training: dict[str, str],
         settings: Settings,
     ) -> None:
-        training = {name: upload_texts(upload, f"all-{name}", texts[:-40]) for name, texts in documents.items()}
-
         row = run(
             held_out=held_out,
             peers=("multi_task", "arrow", "x_lora"),
             training_files=training,
             multi_task={"max_steps": 12, "batch_size": 4, "max_length": 64, "learning_rate": 1e-2},
             x_lora={"num_steps": 3, "batch_size": 2, "max_length": 48},
-            **QUICK,
+            **QUICK | {"seeds": (0, 1)},
         )
 
         folder, figures = report_of(row, settings)
-        [seed] = figures["seeds"]
-        multi_task, arrow, x_lora = (seed["systems"][name] for name in PEERS)
-        bare = seed["systems"]["base"]
-        for peer in (multi_task, arrow, x_lora):
-            assert 0 < peer["whole"]["loss"][0] < bare["whole"]["loss"][0]
-            assert peer["switching"]["loss"][0] > 0
-            assert peer["tokens_per_s"] > 0
-        assert set(PEERS) < set(seed["routed_minus"])
+        for seed in figures["seeds"]:
+            multi_task, arrow, x_lora = (seed["systems"][name] for name in PEERS)
+            bare = seed["systems"]["base"]
+            for peer in (multi_task, arrow, x_lora):
+                assert 0 < peer["whole"]["loss"][0] < bare["whole"]["loss"][0]
+                assert peer["switching"]["loss"][0] > 0
+                assert peer["tokens_per_s"] > 0
+            assert set(PEERS) < set(seed["routed_minus"])
+        for name in PEERS:
+            over_seeds = figures["systems_over_seeds"][name]["whole"]
+            by_seed = [seed["systems"][name]["whole"]["loss"][0] for seed in figures["seeds"]]
+            loss, low, high = over_seeds["loss"]
+            assert loss == pytest.approx(np.mean(by_seed), abs=1e-4)
+            assert low <= loss <= high
+            routed = figures["systems_over_seeds"]["routed"]["whole"]["loss"][0]
+            assert routed == pytest.approx(loss + over_seeds["routed_minus"][0], abs=1e-4)
+        about = " ".join(figures["peers"])
+        assert about.count("seeds 0, 1") == len(PEERS) - 1
         text = (folder / "report.md").read_text()
         assert all(f"| {name} |" in text for name in PEERS)
         assert all(about in text for about in figures["peers"])
         assert row.step == row.total_steps
+
+    def test_tries_other_evidence_made_of_the_text_that_it_is_given(
+        self,
+        run: Callable[..., JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        training: dict[str, str],
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("services.trainer_worker.evidence.DEFAULT_MAX_TOKENS", 1_000)
+
+        row = run(held_out=held_out, tap_layers=(1,), training_files=training, **QUICK)
+
+        folder, figures = report_of(row, settings)
+        as_released, trunk, both = figures["evidence_sweep"]
+        assert [one["evidence"] for one in (as_released, trunk, both)] == [
+            "as released",
+            "trunk, tap 1",
+            "bigram+trunk, tap 1",
+        ]
+        assert (both["bigram_weight"], both["trunk_weight"], both["tap_layer"]) == (1.0, 0.05, 1)
+        bare = figures["seeds"][0]["systems"]["base"]["whole"]["loss"][0]
+        losses = {one["whole"]["loss"] for one in (as_released, trunk, both)}
+        assert len(losses) == 3
+        assert max(losses) < bare
+        assert "| bigram+trunk, tap 1 |" in (folder / "report.md").read_text()
+        assert row.step == row.total_steps
+
+    @pytest.mark.parametrize(
+        ("tap_layer", "complaint"),
+        [(1, "carries no exemplars to make it of: name a file"), (99, "tap_layers must lie in 0..4")],
+        ids=["no text", "no such layer"],
+    )
+    def test_of_evidence_that_cannot_be_made_says_what_to_do(
+        self, run: Callable[..., JobRow], release: ReleaseRow, held_out: dict[str, str], tap_layer: int, complaint: str
+    ) -> None:
+        row = run(held_out=held_out, tap_layers=(tap_layer,), **QUICK)
+
+        assert row.error is not None
+        assert complaint in row.error["message"]
 
     def test_of_the_same_text_is_comparable_and_of_other_text_is_not(
         self,
@@ -177,8 +233,10 @@ class TestEvaluation:
         sessions: sessionmaker[Session],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        _, uninterrupted = report_of(run(held_out=held_out, **QUICK), settings)
+        fields = {"held_out": held_out, "peers": ("arrow",), **QUICK}
+        _, uninterrupted = report_of(run(**fields), settings)
         num_read: list[int] = []
+        make = create_autospec(PeerMaker.make, side_effect=PeerMaker.make)
 
         def pausing(*arguments: Any, **options: Any) -> Any:
             num_read.append(1)
@@ -189,8 +247,9 @@ class TestEvaluation:
             return read(*arguments, **options)
 
         monkeypatch.setattr("services.trainer_worker.evaluation.staged_reading.read", pausing)
+        monkeypatch.setattr(PeerMaker, "make", make)
         with sessions.begin() as session:
-            job_id = create_job(session, EvaluationJobSpec.model_validate({**SMALL, "held_out": held_out, **QUICK})).id
+            job_id = create_job(session, EvaluationJobSpec.model_validate(SMALL | fields)).id
         runner.run(job_id)
         with sessions() as session:
             assert find_job(session, job_id).status == JobStatus.PAUSED
@@ -203,9 +262,10 @@ class TestEvaluation:
             row = find_job(session, job_id)
         _, resumed = report_of(row, settings)
         assert without_speed(resumed) == without_speed(uninterrupted)
-        # Three systems were read before the pause and one was broken off: twelve in all, that one twice.
+        # Three systems were read before the pause and one was broken off: fourteen in all, that one twice.
         assert num_before == 4
-        assert len(num_read) == 12 + 1
+        assert len(num_read) == 14 + 1
+        assert make.call_count == 1, "a peer that has read everything is not made again"
         assert row.step == row.total_steps
 
     @pytest.mark.parametrize(

@@ -20,12 +20,15 @@ from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.router_artifact import BIGRAM_FILE, EVIDENCE_FOLDER, write_bayes_router
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
 from services.shared.training_text import Example
+from services.trainer_worker.evaluation.held_out import HeldOutText
 from services.trainer_worker.evaluation.peers import Peer, PeerMaker, multi_task_hyperparameters
+from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.subject import Subject
-from services.trainer_worker.progress import TrainingProgress, TrainingStopped
+from services.trainer_worker.progress import RunControl, TrainingProgress, TrainingStopped
 from services.trainer_worker.training.expert_ensemble import ExpertEnsemble
 
 FILE = f"file-{'0' * 32}"
+NO_TEXT = HeldOutText(domains=(), columns=(), streams=(), unknown=None)
 TEXTS = {"sums": "1+1=2; 12+30=42; 7+8=15; ", "words": "a moon, a tree, a river; "}
 
 
@@ -78,16 +81,8 @@ def make(subject: Subject, tmp_path: Path) -> Callable[..., Peer]:
         training = {domain: [Example(text * 4, None)] * 24 for domain, text in TEXTS.items()}
         progress: list[TrainingProgress] = []
         settings = Settings(base_model=of.base.name, device="cpu")
-        maker = PeerMaker(
-            of,
-            spec(),
-            training,
-            fresh_model=lambda: load_base_model(settings).model,
-            folder=tmp_path,
-            on_progress=progress.append,
-            should_stop=should_stop,
-        )
-        peer = maker.make(name)
+        study = Study(of, NO_TEXT, spec(), fresh_model=lambda: load_base_model(settings).model, training=training)
+        peer = PeerMaker(study, RunControl(tmp_path, progress.append, should_stop)).make(name, seed=0)
         assert all(one.step <= one.total_steps for one in progress)
         return peer
 
@@ -137,7 +132,7 @@ class TestXLora:
             return {k: one.clone() for k, one in peer.model.state_dict().items() if "xlora_classifier" in k}
 
         uninterrupted = classifier(make("x_lora"))
-        for file in sorted((tmp_path / "x_lora").rglob("*"), reverse=True):
+        for file in sorted((tmp_path / "x_lora-0").rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         asked: list[int] = []
 
@@ -185,10 +180,17 @@ class TestMultiTask:
         assert (hyperparameters.rank, hyperparameters.alpha) == (4, 8.0)
         assert {name.rsplit(".", 1)[-1] for name in hyperparameters.target_modules} >= {"q_proj", "down_proj"}
 
+    def test_is_told_with_its_seeds_before_it_is_made(self, subject: Subject, tmp_path: Path) -> None:
+        study = Study(subject, NO_TEXT, spec(seeds=(3, 4)), fresh_model=pytest.fail)
+
+        kind = PeerMaker(study, RunControl(tmp_path, pytest.fail, pytest.fail)).kind("multi_task")
+
+        assert (kind.name, kind.seeds) == ("multi-task LoRA, rank 4", (3, 4))
+        assert "for 2 steps of 2 blocks, seeds 3, 4" in kind.about
+
     def test_is_trained_on_everybodys_text(self, make: Callable[..., Peer], subject: Subject) -> None:
         peer = make("multi_task")
 
-        assert peer.name == "multi-task LoRA, rank 4"
         bare = nats_of_ensemble(subject, documents(subject.base), torch.zeros(2, 30, 2))
         assert not torch.allclose(nats_of(peer, documents(subject.base)), bare)
 

@@ -13,8 +13,9 @@ from services.router_service.schemas.dry_run import DryRun
 from services.router_service.training_cost import MeasuredRate, Work, estimate
 from services.shared.base_shape import BaseShape
 from services.shared.database.rows import JobRow
+from services.shared.modeling.bigram_evidence import DEFAULT_MAX_TOKENS
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
-from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
@@ -24,21 +25,29 @@ from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 _FEW_EXAMPLES = 20
 _PASSES_OF_A_ROUTER_STEP = 1.5
 """A router reads the trunk's states and then goes through the mixture; its experts weigh little beside the base."""
-
-
+_PASSES_OF_A_READING = 0.5
+"""Forward alone."""
+_ROWS_READ_AT_ONCE = 16
 _PASSES_WHEN_CHECKPOINTED = 1.5
 """The forward pass, two of the four operations per parameter, is done twice."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What estimates rest on: the base model's shape and context, the queue, and a rate if one was measured."""
+    """What estimates rest on: the base model's shape and context, the queue, and a rate if one was measured.
+
+    `num_pictures` an image job trains on, and `num_experts` a router is made over, where that is known; `tap_layer` is
+    the configured router's.
+    """
 
     shape: BaseShape
     max_context: int | None
     queue: str
     measured: MeasuredRate | None
     recorded: Sequence[Recorded] = ()
+    num_pictures: int | None = None
+    num_experts: int = 0
+    tap_layer: int | None = None
 
     def within_context(self, max_length: int) -> int:
         """Training never reads more at once than the base model can."""
@@ -54,20 +63,21 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
     ids = spec.named_files()
     files = {field: one.report(file_id=ids[field], max_length=max_length) for field, one in surveys.items()}
     report = DryRun(kind=spec.kind, files=files)
-    if isinstance(spec, ExpertJobSpec):
-        report = _expert(report, spec, surveys, ground)
-    elif isinstance(spec, RouterJobSpec) and spec.router == RouterKind.LEARNED:
-        report = _learned_router(report, spec, ground)
-    elif isinstance(spec, ImageCooperationJobSpec):
-        # Pictures are read by the worker alone, so their steps are not known here.
-        report = report.model_copy(update={"num_epochs": float(spec.num_epochs)})
-    elif isinstance(spec, CooperationGraphJobSpec):
-        num_steps, numbers = graph_steps(spec), spec.hyperparameters
-        num_tokens = num_steps * numbers.batch_size * ground.within_context(numbers.max_length)
-        report = report.model_copy(update={"num_steps": num_steps, "num_tokens": num_tokens})
-    elif isinstance(spec, EvaluationJobSpec):
-        # At most: documents may be fewer and shorter than they may be.
-        report = report.model_copy(update={"num_tokens": round(work_of(spec))})
+    match spec:
+        case ExpertJobSpec():
+            report = _expert(report, spec, surveys, ground)
+        case RouterJobSpec(router=RouterKind.LEARNED):
+            report = _learned_router(report, spec, ground)
+        case RouterJobSpec():
+            report = _bayes_router(report, spec, ground)
+        case ImageCooperationJobSpec():
+            report = _image_experiment(report, spec, ground)
+        case CooperationGraphJobSpec():
+            num_steps, numbers = graph_steps(spec), spec.hyperparameters
+            num_tokens = num_steps * numbers.batch_size * ground.within_context(numbers.max_length)
+            report = report.model_copy(update={"num_steps": num_steps, "num_tokens": num_tokens})
+        case EvaluationJobSpec():
+            report = _evaluation(report, spec, surveys, ground)
     if report.estimate is None and not isinstance(spec, ExpertJobSpec):
         report = report.model_copy(update={"estimate": estimate_from(ground.recorded, work_of(spec))})
     return report.model_copy(update={"warnings": _warnings(report)})
@@ -170,6 +180,74 @@ def _learned_router(report: DryRun, spec: RouterJobSpec, ground: Ground) -> DryR
             "estimate": estimate(ground.shape, work, queue=ground.queue, measured=ground.measured),
         }
     )
+
+
+def _bayes_router(report: DryRun, spec: RouterJobSpec, ground: Ground) -> DryRun:
+    """Nothing is learned: what takes time is what the base model writes and reads."""
+    tap_layer = spec.settings.get("tap_layer", ground.tap_layer)
+    reads_states = isinstance(tap_layer, int) and tap_layer > 0
+    num_samples = int(spec.generic_file is None or reads_states) + (ground.num_experts + 1) * reads_states
+    work = Work(
+        num_tokens=num_samples * DEFAULT_MAX_TOKENS,
+        num_steps=0,
+        batch_size=_ROWS_READ_AT_ONCE,
+        length=ground.within_context(ExpertHyperparameters().max_length),
+        rank=0,
+        half_precision=False,
+        num_passes=_PASSES_OF_A_READING,
+    )
+    generic = "generic_file" if spec.generic_file is not None else "what the base model writes"
+    states = f" and of its states after layer {tap_layer}" if reads_states else ""
+    plan = (
+        f"A Bayes router is not trained. For experts that lack it, evidence of token pairs{states} is made of their "
+        f"training_files or exemplars; the base row is made of {generic}, at most {DEFAULT_MAX_TOKENS} tokens. What "
+        "the base model writes is sampled once per base model and kept."
+    )
+    return report.model_copy(
+        update={
+            "plan": plan,
+            "num_steps": 0,
+            "num_tokens": work.num_tokens,
+            "estimate": estimate_from(ground.recorded, work_of(spec))
+            or estimate(ground.shape, work, queue=ground.queue, measured=None),
+        }
+    )
+
+
+def _image_experiment(report: DryRun, spec: ImageCooperationJobSpec, ground: Ground) -> DryRun:
+    epochs = f"{spec.num_epochs} epochs, {spec.batch_size} pictures at a step"
+    if ground.num_pictures is None:
+        plan = f"{epochs}. How many pictures there are, and so how many steps, is known when the worker has read them."
+        num_steps = None
+    else:
+        plan = f"{epochs}, over {ground.num_pictures} pictures."
+        num_steps = spec.num_steps(ground.num_pictures)
+    return report.model_copy(update={"plan": plan, "num_steps": num_steps, "num_epochs": float(spec.num_epochs)})
+
+
+def _evaluation(report: DryRun, spec: EvaluationJobSpec, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:
+    """At most: documents may be fewer and shorter than they may be."""
+    steps = {peer: _peer_steps(peer, spec, surveys, ground) for peer in spec.trained_peers}
+    num_trainings, num_read = len(spec.each_peer_seed), round(work_of(spec))
+    trainings = [f"trains the peer {peer} {num_trainings} times for {num} steps" for peer, num in steps.items()]
+    return report.model_copy(
+        update={
+            "plan": f"{'; '.join([*trainings, f'reads at most {num_read} tokens'])}.".capitalize(),
+            "num_steps": num_trainings * sum(steps.values()),
+            "num_tokens": num_read,
+        }
+    )
+
+
+def _peer_steps(peer: PeerName, spec: EvaluationJobSpec, surveys: Mapping[str, Survey], ground: Ground) -> int:
+    """Of one training, at most: a few examples of a multi-task adapter's validate."""
+    if peer == "x_lora":
+        return spec.x_lora.num_steps
+    hyperparameters = ExpertHyperparameters(**spec.multi_task.model_dump())
+    sizes = [size for domain in spec.held_out for size in surveys[f"training_files.{domain}"].sizes_N.tolist()]
+    max_length = ground.within_context(hyperparameters.max_length)
+    blocks = block_sizes(sizes, max_length=max_length, packing=hyperparameters.packing, seed=hyperparameters.seed)
+    return StepPlan.of(hyperparameters, len(blocks)).num_steps if blocks else 0
 
 
 def _warnings(report: DryRun) -> list[str]:

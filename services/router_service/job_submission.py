@@ -20,9 +20,12 @@ from services.shared.base_shape import BaseShape
 from services.shared.config import Settings
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import InvalidDataset, NotFound, Overloaded
+from services.shared.picture_files import num_pictures
 from services.shared.queue import enqueue_job
-from services.shared.registry import find_release, latest_versions
+from services.shared.registry import active_release, find_release, latest_versions
+from services.shared.schemas.image_cooperation import DigitsImages, ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
+from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.schemas.sequences import BaseModelInfo
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
@@ -51,6 +54,7 @@ class JobSubmission:
         self._queue = queue
         self._tokenizer = tokenizer
         self._base_model = settings.base_model
+        self._tap_layer = settings.router.tap_layer
         self._hosted_base = hosted_base
         self._max_unfinished = settings.router_service.max_unfinished_jobs
 
@@ -108,9 +112,25 @@ class JobSubmission:
         )
         shape = await asyncio.to_thread(BaseShape.of_model, self._base_model)
         ground = Ground(
-            shape=shape, max_context=self._tokenizer.max_context, queue=queue, measured=measured, recorded=recorded
+            shape=shape,
+            max_context=self._tokenizer.max_context,
+            queue=queue,
+            measured=measured,
+            recorded=recorded,
+            num_pictures=await asyncio.to_thread(self._num_pictures, spec, files),
+            num_experts=await self._transactions.run(_num_experts, spec),
+            tap_layer=self._tap_layer,
         )
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
+
+    def _num_pictures(self, spec: JobSpecBase, files: Mapping[str, FileRow]) -> int | None:
+        """What an image job is trained on; None where that cannot be counted here."""
+        if not isinstance(spec, ImageCooperationJobSpec):
+            return None
+        if isinstance(spec.data, DigitsImages):
+            return spec.data.num_train
+        counted = [num_pictures(self._path(field, row)) for field, row in files.items() if ".train." in field]
+        return sum(one for one in counted if one is not None) if counted and None not in counted else None
 
     def _read_through(self, field: str, row: FileRow, *, is_text: bool) -> None:
         path, template = self._path(field, row), self._tokenizer.apply_chat_template
@@ -146,6 +166,16 @@ def _with_key(session: Session, idempotency_key: str | None) -> JobRow | None:
     if idempotency_key is None:
         return None
     return session.scalar(select(JobRow).where(JobRow.idempotency_key == idempotency_key))
+
+
+def _num_experts(session: Session, spec: JobSpecBase) -> int:
+    """Of a router to be made: those that it names, or those of the active release."""
+    if not isinstance(spec, RouterJobSpec):
+        return 0
+    if spec.experts is not None:
+        return len(spec.experts)
+    active = active_release(session)
+    return len(active.experts) if active is not None else 0
 
 
 def _check_spec(session: Session, spec: JobSpecBase) -> Mapping[str, FileRow]:

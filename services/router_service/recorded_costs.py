@@ -126,10 +126,12 @@ def _pace(spec: JobSpecBase) -> Any:
         case ImageCooperationJobSpec():
             return spec.setting, spec.num_experts, spec.data, spec.hyperparameters.batch_size
         case EvaluationJobSpec():
-            # Peers are trained first, which no count of what is read tells.
-            return set(spec.peers), *((spec.multi_task, spec.x_lora) if spec.peers else ())
+            # Peers are trained first, on as much text as their files hold, which is not in the specification.
+            trained = spec.trained_peers
+            trainings = (len(spec.each_peer_seed), spec.multi_task, spec.x_lora) if trained else ()
+            return set(spec.peers), bool(spec.tap_layers), *trainings
         case RouterJobSpec():
-            return spec.router
+            return spec.router, spec.settings.get("tap_layer")
         case _:
             return None
 
@@ -139,6 +141,7 @@ def _evaluated_tokens(spec: EvaluationJobSpec) -> float:
     whole = num_domains * spec.max_documents
     drawn = whole + (spec.max_switching_documents if num_domains > 1 else 0)
     variants = len(spec.thresholds) + len(spec.top_ks) + len(spec.stickinesses) + len(spec.tempers)
+    variants += len(spec.tap_layers) * sum("trunk" in one for one in spec.evidence)
     documents = len(spec.seeds) * drawn * (_FIXED_SYSTEMS + num_domains + len(spec.peers)) + variants * drawn
     documents += num_domains * whole if spec.without_each else 0
     return float(documents * spec.max_tokens)

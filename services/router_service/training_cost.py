@@ -75,7 +75,7 @@ def estimate(shape: BaseShape, work: Work, *, queue: str, measured: MeasuredRate
     return Estimate(
         seconds=round(_STARTUP_S + training_s, 1),
         peak_memory_bytes=peak,
-        tokens_per_s=round(work.num_tokens / training_s, 1),
+        tokens_per_s=round(work.num_tokens / training_s, 1) if work.num_tokens else None,
         basis="assumed",
         explanation=f"No job like it has succeeded yet: reckoned with {flops:.0e} useful floating point operations per "
         f"second, {_FLOPS_PER_PARAMETER} per token and parameter, and {_STARTUP_S:.0f} s to start.",

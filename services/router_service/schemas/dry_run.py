@@ -51,7 +51,8 @@ class DryRun(BaseModel):
     )
     num_train_examples: int | None = None
     num_validation_examples: int | None = None
-    num_steps: int | None = Field(default=None, description="At most: training may stop early.")
+    plan: str | None = Field(default=None, description="What the job does, where steps alone do not tell.")
+    num_steps: int | None = Field(default=None, description="Of training, at most: it may stop early.")
     num_epochs: float | None = None
     num_tokens: int | None = Field(default=None, description="Tokens read in all steps together.")
     estimate: Estimate | None = None

@@ -1,5 +1,6 @@
 """The specification of an image experiment: experts that cooperate through a learned graph, on small pictures."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -20,6 +21,9 @@ GraphVariant = Literal["learned", "none", "frozen", "scalar"]
 
 class DigitsImages(Spec):
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels: nothing to upload, seconds to train."""
+
+    num_train: ClassVar[int] = 1437
+    """The others are tested on."""
 
     source: Literal["digits"] = "digits"
 
@@ -86,6 +90,15 @@ class ImageCooperationJobSpec(JobSpecBase):
     hyperparameters: ImageHyperparameters = ImageHyperparameters()
     num_routing_examples: int = Field(default=64, ge=1, le=10_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures per step: what is given, or the setting's own."""
+        return self.hyperparameters.batch_size or (64 if self.setting == "published" else 125)
+
+    def num_steps(self, num_pictures: int) -> int:
+        """Of the whole training, on so many pictures."""
+        return self.num_epochs * math.ceil(num_pictures / self.batch_size)
 
     def named_files(self) -> dict[str, str]:
         """Uploaded pictures, if they are what is trained on."""

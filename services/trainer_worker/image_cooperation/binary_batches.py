@@ -6,10 +6,10 @@ from typing import Final
 import numpy as np
 
 from services.shared.errors import InvalidDataset
+from services.shared.picture_files import RECORD_BYTES
 from services.trainer_worker.image_cooperation.images import CIFAR10_CLASSES, MAX_BYTES, ImageSet
 
 _SIDE: Final = 32
-RECORD_BYTES: Final = 1 + 3 * _SIDE**2
 
 
 def read_binary_batch(path: Path, *, name: str) -> ImageSet:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Final
 
 from services.shared.errors import InvalidDataset, NotFound
+from services.shared.picture_files import PARQUET, PICKLE
 from services.trainer_worker.image_cooperation.binary_batches import read_binary_batch
 from services.trainer_worker.image_cooperation.images import ImageData, ImageSet
 from services.trainer_worker.image_cooperation.parquet_images import read_parquet
 from services.trainer_worker.image_cooperation.python_batches import read_python_batch
 
-_PICKLE: Final = b"\x80"
-_PARQUET: Final = b"PAR1"
 _LAYOUTS: Final = (
     ("data_batch_[0-9]", "test_batch"),
     ("data_batch_[0-9].bin", "test_batch.bin"),
@@ -30,10 +29,10 @@ def read_image_files(files: Sequence[tuple[str, Path]]) -> ImageSet:
 def read_image_file(name: str, path: Path) -> ImageSet:
     """The pictures of one file."""
     with path.open("rb") as file:
-        start = file.read(4)
-    if start == _PARQUET:
+        start = file.read(len(PARQUET))
+    if start == PARQUET:
         return read_parquet(path, name=name)
-    if start[:1] == _PICKLE:
+    if start[: len(PICKLE)] == PICKLE:
         return read_python_batch(path, name=name)
     return read_binary_batch(path, name=name)
 

@@ -42,7 +42,6 @@ class Recipe:
 
 
 _PUBLISHED: Final[dict[str, Any]] = {
-    "batch_size": 64,
     "learning_rate": 1e-3,
     "graph_learning_rate": 1e-4,
     "weight_decay": 0.01,
@@ -53,7 +52,6 @@ _PUBLISHED: Final[dict[str, Any]] = {
     "l1_step": "subgradient",
 }
 _STRONG: Final[dict[str, Any]] = {
-    "batch_size": 125,
     "learning_rate": 3e-3,
     "graph_learning_rate": 1e-2,
     "weight_decay": 0.05,
@@ -68,6 +66,6 @@ _STRONG: Final[dict[str, Any]] = {
 def recipe_of(spec: ImageCooperationJobSpec) -> Recipe:
     """The specification's own values over those of its setting."""
     defaults = _PUBLISHED if spec.setting == "published" else _STRONG
-    given = spec.hyperparameters.model_dump(exclude_none=True)
-    named = {field.name for field in fields(Recipe)} - set(ImageHyperparameters.model_fields)
+    given = spec.hyperparameters.model_dump(exclude_none=True, exclude={"batch_size"})
+    named = {field.name for field in fields(Recipe)} - (set(ImageHyperparameters.model_fields) - {"batch_size"})
     return Recipe(**{name: getattr(spec, name) for name in named}, **{**defaults, **given})

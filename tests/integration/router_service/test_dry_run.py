@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared import job_lease, jobs
 from services.shared.config import Settings
+from services.shared.picture_files import RECORD_BYTES
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.vocabulary import JobStatus, model_name
@@ -122,10 +123,40 @@ def test_of_a_learned_router_counts_its_steps(client: httpx.Client) -> None:
     assert report["files"]["training_files.math"]["num_examples"] == 40
 
 
-def test_of_a_bayes_router_has_no_steps(client: httpx.Client) -> None:
-    report = client.post("/jobs", json={"kind": "router", "dry_run": True}).json()
+def test_of_a_bayes_router_has_no_steps_and_says_what_is_done_instead(client: httpx.Client) -> None:
+    pairs, states = (
+        client.post("/jobs", json={"kind": "router", "dry_run": True, "settings": settings}).json()
+        for settings in ({}, {"tap_layer": 1})
+    )
 
-    assert (report["kind"], report["num_steps"], report["estimate"]) == ("router", None, None)
+    assert (pairs["kind"], pairs["num_steps"]) == ("router", 0)
+    assert "is not trained" in pairs["plan"]
+    assert "states after layer 1" in states["plan"]
+    assert pairs["estimate"]["basis"] == "assumed"
+    assert 0 < pairs["estimate"]["seconds"] < states["estimate"]["seconds"]
+
+
+def test_of_an_evaluation_counts_what_its_peers_are_trained(client: httpx.Client) -> None:
+    file_id = upload(client, lines(TEXTS))
+    job = {
+        "kind": "evaluation",
+        "dry_run": True,
+        "held_out": {"math": file_id},
+        "training_files": {"math": file_id},
+        "peers": ["x_lora", "multi_task"],
+        "x_lora": {"num_steps": 7},
+        "multi_task": {"num_epochs": 2, "batch_size": 4, "max_length": 64},
+    }
+
+    thrice = client.post("/jobs", json=job).json()
+    once = client.post("/jobs", json=job | {"peer_seeds": [0]}).json()
+    fixed = client.post("/jobs", json=job | {"multi_task": {"max_steps": 5}}).json()
+
+    assert thrice["num_steps"] == 3 * once["num_steps"]
+    assert once["num_steps"] > 7
+    assert fixed["num_steps"] == 3 * (7 + 5)
+    assert "x_lora 3 times for 7 steps" in fixed["plan"]
+    assert "multi_task 3 times for 5 steps" in fixed["plan"]
 
 
 class TestFromWhatEarlierJobsTook:
@@ -177,3 +208,17 @@ class TestFromWhatEarlierJobsTook:
         took(seconds=20.0, queue="gpu")
 
         assert self.foretold(client, setting="published")["estimate"] is None
+
+    def test_steps_are_counted_from_the_pictures(self, client: httpx.Client) -> None:
+        record = bytes(RECORD_BYTES)
+        files = [upload(client, num * record, "batch.bin") for num in (70, 60, 20)]
+        uploaded = {"source": "files", "train": files[:2], "test": files[2:]}
+
+        digits = self.foretold(client, num_epochs=3)
+        pictures = self.foretold(client, num_epochs=3, setting="strong", data=uploaded)
+        hub = self.foretold(client, data={"source": "hub", "name": "uoft-cs/cifar10"})
+
+        assert digits["num_steps"] == 3 * 23  # 1437 pictures in batches of 64
+        assert pictures["num_steps"] == 3 * 2  # 130 in batches of 125
+        assert hub["num_steps"] is None
+        assert "known when the worker has read them" in hub["plan"]

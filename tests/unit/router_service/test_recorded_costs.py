@@ -31,6 +31,7 @@ def test_more_documents_domains_and_gates_are_more_work() -> None:
         EvaluationJobSpec(held_out={"a": FILE}, max_documents=96),
         EvaluationJobSpec(held_out={"a": FILE}, top_ks=(1, 2, 3, 4, 5)),
         EvaluationJobSpec(held_out={"a": FILE}, tempers=(0.1, 0.2, 0.4)),
+        EvaluationJobSpec(held_out={"a": FILE}, tap_layers=(1,)),
         EvaluationJobSpec(held_out={"a": FILE}, peers=("arrow",)),
     ]
 

@@ -1,5 +1,6 @@
 """Pictures come out the same from every layout, and files that hold none say so."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.shared.errors import InvalidDataset, NotFound
+from services.shared.picture_files import num_pictures
+from services.shared.schemas.image_cooperation import DigitsImages
 from services.trainer_worker.image_cooperation.digits import digits_images
 from services.trainer_worker.image_cooperation.image_files import image_folder, read_image_file, read_image_files
 from services.trainer_worker.image_cooperation.images import ImageData, ImageSet
@@ -44,6 +47,28 @@ def parquet_folder(folder: Path) -> None:
     write_parquet(TRAIN, folder / "train-00000-of-00002.parquet")
     write_parquet(MORE, folder / "train-00001-of-00002.parquet")
     write_parquet(TEST, folder / "test-00000-of-00001.parquet")
+
+
+class TestCount:
+    @pytest.mark.parametrize("write", [python_folder, binary_folder, parquet_folder])
+    def test_is_that_of_the_pictures_in_any_layout(self, tmp_path: Path, write: Callable[[Path], None]) -> None:
+        write(tmp_path)
+
+        counts = [
+            num_pictures(path) for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.suffix != ".meta"
+        ]
+
+        assert sorted(count for count in counts if count) == [6, 9, 11]
+
+    @pytest.mark.parametrize("content", [b"", b"\x80\x02cut", b"PAR1cut", b"short"])
+    def test_of_what_holds_none_is_not_known(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "damaged"
+        path.write_bytes(content)
+
+        assert num_pictures(path) is None
+
+    def test_of_the_digits_is_what_they_are_trained_on(self) -> None:
+        assert DigitsImages.num_train == len(digits_images().train)
 
 
 class TestFolder:

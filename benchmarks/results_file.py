@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def machine() -> dict[str, Any]:
     """Where it was measured, and how busy it was at the start."""

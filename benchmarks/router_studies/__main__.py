@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.real_text_arguments import real_text_parser
 from benchmarks.results_file import machine, write_results
 from benchmarks.router_studies import (
     after_switch,
@@ -72,15 +73,10 @@ def _write(name: str, study: Study, arguments: argparse.Namespace) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.router_studies", description=__doc__.split("\n")[0])
+    parser = real_text_parser("router_studies", __doc__, seeds=[0, 1, 2], threads=1)
     parser.add_argument("studies", nargs="+", choices=_STUDIES, metavar="STUDY", help=", ".join(_STUDIES))
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with models/ and data/text/")
-    parser.add_argument("--work", type=Path, default=Path(".state/router_studies"), help="trainings and readings")
-    parser.add_argument("--results", type=Path, default=_ROOT / "benchmarks/results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=_SETTINGS, default=_SETTINGS)
     parser.add_argument("--trainings", type=int, default=3, help="of real text's experts; seeds beyond share them")
-    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.real_text_arguments import real_text_parser
 from benchmarks.routing_quality.measurement import Measurement, measure
 from benchmarks.routing_quality.report import figures_of, machine, markdown
 from benchmarks.routing_quality.workbench import Scale, Workbench
 from services.trainer_worker.training.graph_plan import GraphPlan
-
-_RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
@@ -61,13 +60,8 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing_quality", description=__doc__.split("\n")[0])
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with models/ and data/text/")
-    parser.add_argument("--work", type=Path, default=Path(".state/routing_quality"), help="where trainings are kept")
-    parser.add_argument("--results", type=Path, default=_RESULTS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = real_text_parser("routing_quality", __doc__, seeds=[0])
     parser.add_argument("--steps", type=int, default=300, help="per expert; multi-task gets five times as many")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-graph", action="store_true", help="leave out the cooperation graph and its controls")
     return parser.parse_args()
 

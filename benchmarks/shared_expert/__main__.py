@@ -8,16 +8,14 @@ benchmarks/results/shared_expert-<date>.{json,md} after every seed; finished tra
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.real_text_arguments import real_text_parser
 from benchmarks.results_file import machine, write_results
 from benchmarks.shared_expert.measurement import AFTER_SWITCH, PURE, SWITCHING, Sums, figures, measure
 from benchmarks.shared_expert.trainings import BATCH, LENGTH, RANK, SHARED_RANK, Bench
-
-_RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
@@ -93,14 +91,9 @@ def _spread(values: list[float], *, signed: bool) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_expert", description=__doc__.split("\n")[0])
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with models/ and data/text/")
-    parser.add_argument("--work", type=Path, default=Path(".state/shared_expert"), help="where trainings are kept")
-    parser.add_argument("--results", type=Path, default=_RESULTS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = real_text_parser("shared_expert", __doc__, seeds=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=160, help="per plain expert; multi-task gets five times as many")
     parser.add_argument("--multi-task-learning-rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 

@@ -1,16 +1,9 @@
 """Names that nobody knows leave no trace in a replica's memory."""
 
-import gc
-import sys
 from pathlib import Path
 
-import httpx
-
 from tests.integration.expert_service.serving import serving
-
-NUM_WARM, NUM_COUNTED = 200, 1000
-MAX_BLOCKS_PER_NAME = 0.5
-"""A name that is kept takes a block of Python's memory at least; what the test and idle connections hold is few."""
+from tests.memory import assert_leaves_no_trace
 
 
 class TestUnknownDigests:
@@ -18,7 +11,7 @@ class TestUnknownDigests:
         base_model = shared_material / "models" / "stories260K-hf"
         with serving(base_model, tmp_path) as served, served.client as client:
 
-            def ask(number: int) -> httpx.Response:
+            def ask(number: int) -> None:
                 digest = f"{number:064x}"
                 experts = [{"name": f"e{number}", "version": 1, "digest": digest}]
                 plan = {
@@ -27,14 +20,6 @@ class TestUnknownDigests:
                     "candidates": [f"e{number}"],
                     "weights": {f"e{number}": 1.0},
                 }
-                return client.post("/sequences", json=served.body("Once", plan))
+                assert client.post("/sequences", json=served.body("Once", plan)).status_code == 404
 
-            for number in range(NUM_WARM):
-                assert ask(number).status_code == 404
-            gc.collect()
-            before = sys.getallocatedblocks()
-            for number in range(NUM_WARM, NUM_WARM + NUM_COUNTED):
-                ask(number)
-            gc.collect()
-            grown = sys.getallocatedblocks() - before
-        assert grown < MAX_BLOCKS_PER_NAME * NUM_COUNTED
+            assert_leaves_no_trace(ask, num_asked=1000)

@@ -229,10 +229,13 @@ def _evaluation(report: DryRun, spec: EvaluationJobSpec, surveys: Mapping[str, S
     """At most: documents may be fewer and shorter than they may be."""
     steps = {peer: _peer_steps(peer, spec, surveys, ground) for peer in spec.trained_peers}
     num_trainings, num_read = len(spec.each_peer_seed), round(work_of(spec))
-    trainings = [f"trains the peer {peer} {num_trainings} times for {num} steps" for peer, num in steps.items()]
+    done = [f"trains the peer {peer} {num_trainings} times for {num} steps" for peer, num in steps.items()]
+    if spec.tap_layers:
+        layers = ", ".join(map(str, spec.tap_layers))
+        done.append(f"makes the evidence that experts lack after the base model's layers {layers}")
     return report.model_copy(
         update={
-            "plan": f"{'; '.join([*trainings, f'reads at most {num_read} tokens'])}.".capitalize(),
+            "plan": f"{'; '.join([*done, f'reads at most {num_read} tokens'])}.".capitalize(),
             "num_steps": num_trainings * sum(steps.values()),
             "num_tokens": num_read,
         }

@@ -20,6 +20,8 @@ from services.shared.modeling.base_model import LoadedBase
 from services.shared.registry import find_release
 from services.shared.release_evaluation import stored_evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.schemas.job_spec import JobSpecBase
+from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.vocabulary import JobStatus
 from services.trainer_worker.evaluation.peers import PeerMaker
 from services.trainer_worker.evaluation.systems import read
@@ -191,6 +193,26 @@ class TestEvaluation:
         assert max(losses) < bare
         assert "| bigram+trunk, tap 1 |" in (folder / "report.md").read_text()
         assert row.step == row.total_steps
+
+    def test_of_a_release_that_hears_states_tries_each_kind_alone(
+        self,
+        run: Callable[..., JobRow],
+        run_job: Callable[[JobSpecBase], JobRow],
+        release: ReleaseRow,
+        held_out: dict[str, str],
+        training: dict[str, str],
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("services.trainer_worker.evidence.DEFAULT_MAX_TOKENS", 1_000)
+        made = run_job(RouterJobSpec(training_files=training, settings={"tap_layer": 1}))
+        assert made.result is not None, made.error
+
+        row = run(held_out=held_out, release=made.result["release"], **QUICK)
+
+        _, figures = report_of(row, settings)
+        heard = {one["evidence"]: (one["bigram_weight"], one["trunk_weight"]) for one in figures["evidence_sweep"]}
+        assert heard == {"as released": (1.0, 0.05), "bigram": (1.0, 0.0), "trunk, tap 1": (0.0, 0.4)}
 
     @pytest.mark.parametrize(
         ("tap_layer", "complaint"),

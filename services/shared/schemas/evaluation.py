@@ -55,7 +55,7 @@ class EvaluationJobSpec(JobSpecBase):
         default=(1, 2, 3, 4), max_length=16, description="Columns that a top-k gate keeps, one after the other."
     )
     stickinesses: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = Field(
-        default=(0.001, 0.02),
+        default=(0.005, 0.05),
         max_length=16,
         description="Chances per token that the domain changes, for the router's filter, one after the other.",
     )

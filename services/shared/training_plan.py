@@ -5,12 +5,12 @@ Pure arithmetic on lengths, so that a dry run foretells what the trainer will do
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from services.shared.errors import InvalidDataset
+from services.shared.errors import InvalidDataset, InvalidRequest
 from services.shared.schemas.jobs import ExpertHyperparameters
 
 _NUM_EVALUATIONS: Final = 10
@@ -35,6 +35,24 @@ class StepPlan:
         num_steps = hyperparameters.max_steps or max(epochs_steps, 1)
         eval_steps = hyperparameters.eval_steps or math.ceil(num_steps / _NUM_EVALUATIONS)
         return cls(batch_size, accumulation, num_steps, eval_steps)
+
+    def shared_by(self, num_processes: int) -> "StepPlan":
+        """What each of so many processes does of every step, so that together they read the same blocks.
+
+        Raises InvalidRequest, naming numbers that would do, where the blocks of a step cannot be shared out evenly.
+        """
+        if self.batch_size % num_processes == 0:
+            return replace(self, batch_size=self.batch_size // num_processes)
+        if self.accumulation % num_processes == 0:
+            return replace(self, accumulation=self.accumulation // num_processes)
+        larger = math.ceil(self.batch_size / num_processes) * num_processes
+        raise InvalidRequest(
+            f"Here {num_processes} processes train an expert together, and cannot share its steps of "
+            f"{self.batch_size} x {self.accumulation} blocks evenly: choose a batch_size that is a multiple of "
+            f"{num_processes} and not larger than the number of blocks, such as "
+            f"{max(larger - num_processes, num_processes)}, or such a gradient_accumulation_steps.",
+            param="hyperparameters.batch_size",
+        )
 
     @property
     def blocks_per_step(self) -> int:

@@ -1,13 +1,8 @@
 """Train one expert: a LoRA adapter on a frozen base model, resumable after a kill at any moment."""
 
-import hashlib
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +15,7 @@ from services.shared.schemas.jobs import ExpertHyperparameters
 from services.shared.tokenizer import max_context_of
 from services.shared.training_plan import StepPlan
 from services.shared.vocabulary import model_name
-from services.trainer_worker.checkpoints import ADAPTER_FILES, KEPT_CHECKPOINTS, last_complete
+from services.trainer_worker.checkpoints import KEPT_CHECKPOINTS, last_complete
 from services.trainer_worker.datasets import Block, make_blocks
 from services.trainer_worker.progress import TrainingProgress
 from services.trainer_worker.training.expert_callbacks import (
@@ -36,29 +31,13 @@ from services.trainer_worker.training.lora import (
 )
 from services.trainer_worker.training.packing_probe import keeps_packed_documents_apart, takes_positions, vocab_size_of
 from services.trainer_worker.training.peak_memory import peak_memory_bytes
+from services.trainer_worker.training.processes import ALONE, Processes
+from services.trainer_worker.training.training_folder import ExpertTraining, TrainingFolder, fingerprint_of
 
 if TYPE_CHECKING:
     from services.shared.training_text import Example
 
 __all__ = ["ExpertTraining", "TrainingProgress", "train_expert"]
-
-
-@dataclass(frozen=True)
-class ExpertTraining:
-    """A finished training. Losses are nats per token on the validation examples, before and after.
-
-    `seconds`, `tokens_per_s` (evaluations included) and `peak_memory_bytes` are those of the attempt that ended it.
-    """
-
-    adapter_dir: Path
-    best_eval_loss: float
-    base_eval_loss: float
-    num_train_tokens: int
-    num_steps: int
-    stopped_early: bool
-    seconds: float
-    tokens_per_s: float
-    peak_memory_bytes: int
 
 
 def train_expert(  # noqa: PLR0913
@@ -74,6 +53,7 @@ def train_expert(  # noqa: PLR0913
     on_checkpoint: Callable[[], object] = lambda: None,
     resume: bool = True,
     num_threads: int | None = None,
+    processes: Processes = ALONE,
 ) -> ExpertTraining:
     """Train an adapter into `output_dir/adapter` and return what came of it.
 
@@ -83,13 +63,16 @@ def train_expert(  # noqa: PLR0913
     `should_stop()`, after a checkpoint if `should_keep_state()` too, InvalidDataset or InvalidRequest for what
     the caller can mend, JobFailed for a loss that left the finite numbers. `on_checkpoint()` is called whenever another
     checkpoint is whole.
+
+    Called by several `processes` at once with the same arguments, it takes the same steps, each a share of its blocks:
+    the first one's callbacks count, and the weights are those of one process up to rounding.
     """
     started_at = time.monotonic()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     transformers_logging.disable_progress_bar()
-    folder = _TrainingFolder(output_dir)
-    folder.open(_fingerprint(base_model, train, validation, hyperparameters), resume=resume)
+    fingerprint = fingerprint_of(base_model, train, validation, hyperparameters)
+    folder = _open_folder(output_dir, fingerprint, resume=resume, processes=processes)
     if (finished := folder.result()) is not None:
         return finished
     on_progress(TrainingProgress(phase="preparing", step=0, total_steps=0))
@@ -100,29 +83,31 @@ def train_expert(  # noqa: PLR0913
     packing = hyperparameters.packing and keeps_packed_documents_apart(base)
     train_blocks, validation_blocks = _blocks(base_model, train, validation, hyperparameters, packing=packing)
     plan = StepPlan.of(hyperparameters, len(train_blocks))
+    share = plan.shared_by(processes.count)
     set_seed(hyperparameters.seed)
     model = add_lora(base, hyperparameters, base_name=model_name(base_model))
     trainer = ExpertTrainer(
         model,
-        _arguments(hyperparameters, plan, folder.checkpoints),
-        schedule=Schedule(
-            train_blocks, length=plan.num_steps * plan.batch_size * plan.accumulation, seed=hyperparameters.seed
-        ),
+        _arguments(hyperparameters, share, folder.checkpoints),
+        schedule=Schedule(train_blocks, length=plan.num_steps * plan.blocks_per_step, seed=hyperparameters.seed),
         validation=validation_blocks,
         collator=partial(collate, pad_id=_pad_id(base), with_positions=takes_positions(base)),
         should_stop=should_stop,
         should_keep_state=should_keep_state,
+        processes=processes,
     )
     with model.disable_adapter():
         base_eval_loss = trainer.validation_loss()
     divergence = Divergence(base_eval_loss=base_eval_loss, vocab_size=vocab_size_of(base))
-    checkpointing = Checkpointing(folder.checkpoints, should_keep_state=should_keep_state, on_checkpoint=on_checkpoint)
+    checkpointing = Checkpointing(
+        folder.checkpoints, should_keep_state=should_keep_state, on_checkpoint=on_checkpoint, processes=processes
+    )
     training_since = time.monotonic()
     state = _run(trainer, hyperparameters, folder, callbacks=(divergence, checkpointing), on_progress=on_progress)
     assert state.best_global_step is not None
     assert state.best_metric is not None
-    return folder.finish(
-        best_checkpoint=folder.checkpoints / f"checkpoint-{state.best_global_step}",
+    result = ExpertTraining(
+        adapter_dir=folder.adapter,
         best_eval_loss=state.best_metric,
         base_eval_loss=base_eval_loss,
         num_train_tokens=sum(block.num_targets for block in train_blocks),
@@ -132,12 +117,24 @@ def train_expert(  # noqa: PLR0913
         tokens_per_s=trainer.num_tokens / (time.monotonic() - training_since),
         peak_memory_bytes=peak_memory_bytes(),
     )
+    if processes.is_first:
+        folder.finish(result, best_checkpoint=folder.checkpoints / f"checkpoint-{state.best_global_step}")
+    return result
+
+
+def _open_folder(root: Path, fingerprint: str, *, resume: bool, processes: Processes) -> TrainingFolder:
+    """Opened by the first process, before any other looks into it."""
+    folder = TrainingFolder(root)
+    if processes.is_first:
+        folder.open(fingerprint, resume=resume)
+    processes.wait()
+    return folder
 
 
 def _run(
     trainer: ExpertTrainer,
     hyperparameters: ExpertHyperparameters,
-    folder: "_TrainingFolder",
+    folder: TrainingFolder,
     *,
     callbacks: Sequence[TrainerCallback],
     on_progress: Callable[[TrainingProgress], None],
@@ -161,7 +158,7 @@ def _run(
         num_tokens=lambda: trainer.num_tokens,
     )
     trainer.add_callback(reporting)
-    set_seed(hyperparameters.seed)
+    set_seed(hyperparameters.seed + trainer.processes.index)  # each process drops out other units
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer.state
 
@@ -188,6 +185,7 @@ def _blocks(
 
 
 def _arguments(hyperparameters: ExpertHyperparameters, plan: StepPlan, checkpoints: Path) -> TrainingArguments:
+    """`plan` is that of one process."""
     return TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=plan.batch_size,
@@ -214,6 +212,8 @@ def _arguments(hyperparameters: ExpertHyperparameters, plan: StepPlan, checkpoin
         logging_steps=plan.eval_steps,
         logging_nan_inf_filter=False,
         train_sampling_strategy="sequential",
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
         seed=hyperparameters.seed,
         use_cpu=not torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -233,55 +233,3 @@ def _pad_id(model: Any) -> int:
     """Any valid id does: padding is never learned nor looked at."""
     pad_id = model.config.pad_token_id
     return pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
-
-
-def _fingerprint(
-    base_model: str,
-    train: "Sequence[Example]",
-    validation: "Sequence[Example]",
-    hyperparameters: ExpertHyperparameters,
-) -> str:
-    """SHA-256 of all that decides the result."""
-    digest = hashlib.sha256(f"{base_model}\n{hyperparameters.model_dump_json()}".encode())
-    for part in (train, validation):
-        for example in part:
-            digest.update(f"{len(example.text)}:{example.completions}:{example.text}".encode())
-        digest.update(b"|")
-    return digest.hexdigest()
-
-
-class _TrainingFolder:
-    """What one training keeps on disk: `inputs`, `checkpoints/`, `adapter/` and, once finished, `result.json`."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.checkpoints = root / "checkpoints"
-        self.adapter = root / "adapter"
-
-    def open(self, fingerprint: str, *, resume: bool) -> None:
-        """Make the folder, and empty it of what another training, or one not to be resumed, has left."""
-        inputs = self.root / "inputs"
-        if not (resume and inputs.exists() and inputs.read_text() == fingerprint):
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            (self.root / "result.json").unlink(missing_ok=True)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        inputs.write_text(fingerprint)
-
-    def result(self) -> ExpertTraining | None:
-        """What an earlier call finished with, if it did."""
-        file = self.root / "result.json"
-        if not file.exists():
-            return None
-        return ExpertTraining(**{**json.loads(file.read_text()), "adapter_dir": self.adapter})
-
-    def finish(self, *, best_checkpoint: Path, **figures: Any) -> ExpertTraining:
-        """Copy the best checkpoint's adapter out and remember the result; the result file comes last and at once."""
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        self.adapter.mkdir()
-        for name in ADAPTER_FILES:
-            shutil.copy2(best_checkpoint / name, self.adapter / name)
-        result = ExpertTraining(adapter_dir=self.adapter, **figures)
-        temporary = self.root / "result.json.part"
-        temporary.write_text(json.dumps({**asdict(result), "adapter_dir": None}))
-        os.replace(temporary, self.root / "result.json")
-        return result

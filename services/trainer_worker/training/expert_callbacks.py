@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from services.shared.errors import JobFailed
 from services.trainer_worker.checkpoints import mark_complete
 from services.trainer_worker.progress import StepClock, TrainingProgress, TrainingStopped
+from services.trainer_worker.training.processes import ALONE, Processes
 
 CHECKPOINT_EVERY_S = 120.0
 """A kill loses at most so much work, however rare the evaluations are."""
@@ -61,7 +62,7 @@ class Divergence(TrainerCallback):
 
 class Checkpointing(TrainerCallback):
     """A checkpoint with every evaluation, at the end, every CHECKPOINT_EVERY_S, and before a stop after which the
-    training is to go on; each is marked once it is whole, and then told."""
+    training is to go on; each is marked once it is whole, and then told. The first of `processes` decides."""
 
     def __init__(
         self,
@@ -69,11 +70,13 @@ class Checkpointing(TrainerCallback):
         *,
         should_keep_state: Callable[[], bool] = lambda: False,
         on_checkpoint: Callable[[], object] = lambda: None,
+        processes: Processes = ALONE,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._should_keep_state = should_keep_state
         self._on_checkpoint = on_checkpoint
+        self._processes = processes
         self._now = now
         self._saved_at = now()
 
@@ -82,15 +85,17 @@ class Checkpointing(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
             control.should_save = True
-        elif self._should_keep_state() or self._now() - self._saved_at >= CHECKPOINT_EVERY_S:
+        elif self._processes.agree(on=self._should_keep_state() or self._now() - self._saved_at >= CHECKPOINT_EVERY_S):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint that was just written, and stop if that was what it was for."""
-        mark_complete(self._folder / f"checkpoint-{state.global_step}")
+        self._processes.wait()  # for the random state that each of them writes
+        if self._processes.is_first:
+            mark_complete(self._folder / f"checkpoint-{state.global_step}")
+            self._on_checkpoint()
         self._saved_at = self._now()
-        self._on_checkpoint()
-        if self._should_keep_state():
+        if self._processes.agree(on=self._should_keep_state()):
             raise TrainingStopped
 
 

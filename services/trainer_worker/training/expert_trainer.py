@@ -17,6 +17,7 @@ from services.shared.errors import JobFailed
 from services.trainer_worker.datasets import IGNORED, Block
 from services.trainer_worker.progress import TrainingStopped
 from services.trainer_worker.training.lora import write_adapter
+from services.trainer_worker.training.processes import Processes
 
 Batch = dict[str, Tensor]
 
@@ -66,7 +67,7 @@ def collate(blocks: Sequence[Block], *, pad_id: int, with_positions: bool) -> Ba
 
 class ExpertTrainer(Trainer):
     """Trains the adapter in `model`. `step_loss` is the mean loss per token of the step just done, `num_tokens` counts
-    those read by this trainer, padding included."""
+    those read, padding included, both over all `processes`."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -78,6 +79,7 @@ class ExpertTrainer(Trainer):
         collator: Callable[[Sequence[Block]], Batch],
         should_stop: Callable[[], bool],
         should_keep_state: Callable[[], bool],
+        processes: Processes,
     ) -> None:
         super().__init__(
             model=model,
@@ -92,6 +94,7 @@ class ExpertTrainer(Trainer):
         self._validation = validation
         self._should_stop = should_stop
         self._should_keep_state = should_keep_state
+        self.processes = processes
         self._micro_losses: list[float] = []
         self.num_tokens = 0
 
@@ -106,12 +109,12 @@ class ExpertTrainer(Trainer):
         Draws no random numbers. During training, a stop that keeps the state waits for its end: what was trained since
         the last checkpoint would be lost otherwise.
         """
-        batch_size = self.args.per_device_eval_batch_size
+        batch_size, processes = self.args.per_device_eval_batch_size, self.processes
         total, num_targets = 0.0, 0
         was_training = self._adapter.training
         self._adapter.eval()
         with torch.no_grad():
-            for start in range(0, len(self._validation), batch_size):
+            for start in range(processes.index * batch_size, len(self._validation), processes.count * batch_size):
                 if self._should_stop() and not (self.state.global_step and self._should_keep_state()):
                     raise TrainingStopped
                 batch = self._collator(self._validation[start : start + batch_size])
@@ -124,7 +127,8 @@ class ExpertTrainer(Trainer):
                 ).item()
                 num_targets += int((targets_BT != IGNORED).sum())
         self._adapter.train(was_training)
-        return total / num_targets
+        all_total, all_targets = processes.sums(total, num_targets)
+        return all_total / all_targets
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """The Trainer's own evaluation averages batch means; this one is exact per token."""
@@ -140,9 +144,12 @@ class ExpertTrainer(Trainer):
         """
         if self._should_stop() and not self._should_keep_state():
             raise TrainingStopped
-        self.num_tokens += inputs["input_ids"].numel()
+        num_tokens = inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        value = loss.item()
+        # Each process's loss is its share of the step's, times their number, because gradients are averaged over them.
+        total, all_tokens = self.processes.sums(loss.item(), num_tokens)
+        self.num_tokens += int(all_tokens)
+        value = total / self.processes.count
         if not math.isfinite(value):
             raise loss_not_finite(self.state.global_step + 1, self.args)
         if len(self._micro_losses) == self.current_gradient_accumulation_steps:
@@ -153,6 +160,8 @@ class ExpertTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002
         """Only the adapter's two files; the Trainer would add a model card and a pickle of its arguments."""
         assert output_dir is not None
+        if not self.processes.is_first:
+            return
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         write_adapter(self._adapter, Path(output_dir))
 

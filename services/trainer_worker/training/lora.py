@@ -35,7 +35,10 @@ def load_base(base_model: str, hyperparameters: ExpertHyperparameters) -> PreTra
     options: dict[str, Any] = {}
     if hyperparameters.quantization != "none":
         dtype = torch.bfloat16 if dtype == torch.float32 else dtype
-        options = {"quantization_config": _quantization(hyperparameters.quantization, dtype), "device_map": {"": 0}}
+        options = {
+            "quantization_config": _quantization(hyperparameters.quantization, dtype),
+            "device_map": {"": torch.cuda.current_device()},
+        }
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base_model, dtype=dtype, use_safetensors=True, **options
     )

@@ -278,6 +278,25 @@ class TestStepPlan:
 
         assert plan.eval_steps == 10
 
+    @pytest.mark.parametrize(("batch_size", "accumulation", "share"), [(4, 3, (2, 3)), (3, 4, (3, 2)), (2, 2, (1, 2))])
+    def test_processes_share_the_blocks_of_a_step(
+        self, batch_size: int, accumulation: int, share: tuple[int, int]
+    ) -> None:
+        plan = StepPlan(batch_size, accumulation, num_steps=10, eval_steps=5)
+
+        mine = plan.shared_by(2)
+
+        assert (mine.batch_size, mine.accumulation) == share
+        assert (mine.num_steps, mine.eval_steps, 2 * mine.blocks_per_step) == (10, 5, plan.blocks_per_step)
+        assert plan.shared_by(1) == plan
+
+    @pytest.mark.parametrize(("batch_size", "advised"), [(1, 4), (6, 4), (7, 4), (9, 8)])
+    def test_what_processes_cannot_share_is_refused_with_what_they_could(self, batch_size: int, advised: int) -> None:
+        with pytest.raises(InvalidRequest, match=rf"4 processes .* share .* such as {advised}, or") as refused:
+            StepPlan(batch_size, 1, num_steps=10, eval_steps=5).shared_by(4)
+
+        assert refused.value.param == "hyperparameters.batch_size"
+
 
 class TestPackingProbe:
     def test_trusts_models_that_read_positions(self, tiny_base: Path) -> None:

@@ -227,6 +227,11 @@ class TrainerSettings(Section):
     reap_every_s: float = Field(default=5.0, gt=0, description="How often lost jobs and messages are looked for.")
     max_attempts: int = Field(default=3, ge=1, description="Runs of a job before it fails for good.")
     num_threads: int | None = Field(default=None, ge=1, description="torch threads of a job; default: all cores.")
+    num_processes: int = Field(
+        default=1,
+        ge=1,
+        description="Processes, one a GPU, that train one expert together, started with `accelerate launch`.",
+    )
     celery_queue: str = Field(default="cpu", description="Queue that jobs are sent to and this worker takes from.")
 
 

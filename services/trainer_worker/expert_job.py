@@ -32,7 +32,7 @@ from services.trainer_worker.releases import (
 from services.trainer_worker.training_files import examples_of
 
 if TYPE_CHECKING:
-    from services.trainer_worker.training.expert import ExpertTraining
+    from services.trainer_worker.training.training_folder import ExpertTraining
 
 
 def run_expert_job(context: JobContext) -> Publish:
@@ -47,13 +47,12 @@ def run_expert_job(context: JobContext) -> Publish:
     context.enter("loading")  # from here on torch is needed, which takes seconds to import
     from services.shared.modeling.adapter_files import check_adapter_folder
     from services.shared.modeling.base_model import empty_model
-    from services.trainer_worker.training.expert import train_expert
 
     base = configured_base(settings)
     _refuse_what_cannot_join(context, spec, base)
     tap_layer = _tap_layer(context, base)
     publish_checkpoints = partial(_publish_checkpoints, context, spec, {})
-    training = train_expert(
+    training = _trainer(context)(
         base_model=settings.base_model,
         train=train,
         validation=validation,
@@ -219,6 +218,18 @@ def _activation(context: JobContext, spec: ExpertJobSpec, base: BaseIdentity, di
         )
         judgement = judge(context, candidate)
     return Activation(tolerance_of(context.settings, spec), judgement)
+
+
+def _trainer(context: JobContext) -> Callable[..., "ExpertTraining"]:
+    """`train_expert` in this process, or in as many as the settings say."""
+    num_processes = context.settings.trainer.num_processes
+    if num_processes == 1:
+        from services.trainer_worker.training.expert import train_expert
+
+        return train_expert
+    from services.trainer_worker.training.expert_launch import launch_expert_training
+
+    return partial(launch_expert_training, num_processes=num_processes, note=context.note)
 
 
 def _note_gain(context: JobContext, training: "ExpertTraining") -> None:

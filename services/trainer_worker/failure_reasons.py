@@ -17,14 +17,20 @@ _NO_ROOM_WORDS = (
 
 def failure_reason(error: BaseException, *, job_id: str, checkpoint: Path | None = None) -> dict[str, Any]:
     """`{type, message, param, code}` of an error, whatever it is; `checkpoint` is the last good one, which is kept."""
-    body: dict[str, Any] = _as_known_error(error, job_id).body()["error"]
+    reason = known_error(error) or AmoeError(
+        f"The job failed unexpectedly ({type(error).__name__}). The log of {job_id} in the storage folder says where; "
+        "please report it.",
+        code="internal_error",
+    )
+    body: dict[str, Any] = reason.body()["error"]
     if checkpoint is not None:
         step = checkpoint.name.rpartition("-")[2]
         body["message"] += f" The checkpoint of step {step} is kept: GET /jobs/{job_id}/artifacts lists its files."
     return body
 
 
-def _as_known_error(error: BaseException, job_id: str) -> AmoeError:
+def known_error(error: BaseException) -> AmoeError | None:
+    """`error` in words that its owner can act on, or None where it can only be a fault of ours."""
     if isinstance(error, AmoeError):
         return error
     if _is_out_of_disk(error):
@@ -39,11 +45,7 @@ def _as_known_error(error: BaseException, job_id: str) -> AmoeError:
             "a smaller max_length, or mixed_precision 'bf16'.",
             code="out_of_memory",
         )
-    return AmoeError(
-        f"The job failed unexpectedly ({type(error).__name__}). The log of {job_id} in the storage folder says where; "
-        "please report it.",
-        code="internal_error",
-    )
+    return None
 
 
 def _is_out_of_disk(error: BaseException) -> bool:

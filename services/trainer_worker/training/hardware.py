@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import torch
 
-from services.shared.errors import InvalidRequest
+from services.shared.errors import InvalidRequest, JobFailed
 from services.shared.schemas.jobs import ExpertHyperparameters
 
 
@@ -26,4 +26,15 @@ def refuse_what_is_missing(hyperparameters: ExpertHyperparameters) -> None:
             f"quantization {hyperparameters.quantization!r} needs a GPU and bitsandbytes, and this worker lacks "
             f"{' and '.join(missing)}: submit with queue 'gpu' where a worker has them, or use 'none'.",
             param="hyperparameters.quantization",
+        )
+
+
+def refuse_too_many_processes(num_processes: int) -> None:
+    """Raise JobFailed where there are GPUs, but not one for each of so many processes."""
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < num_processes:
+        raise JobFailed(
+            f"The setting trainer.num_processes asks for {num_processes} processes, one a GPU, and this worker sees "
+            f"{num_gpus}: set it to at most {num_gpus}, then submit the job again.",
+            code="too_few_gpus",
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from sqlalchemy.orm import Session, sessionmaker
@@ -274,6 +275,32 @@ class TestFailing:
             assert session.query(ExpertVersionRow).count() == 0
         checkpoints = (Storage(settings.storage.root).root / "jobs" / row.id / "work" / "checkpoints").glob("*")
         assert len(list(checkpoints)) <= 1
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/gpu")
+    def test_in_processes_of_its_own_gives_their_reason_and_the_command(
+        self, runner: JobRunner, expert: Callable[..., ExpertJobSpec], sessions: sessionmaker[Session]
+    ) -> None:
+        # The rate climbs step by step, so that there is a checkpoint before it is too high.
+        climbing = QUICK.model_copy(
+            update={"learning_rate": 1.0, "alpha": 1e5, "max_steps": 30, "warmup_ratio": 1.0, "eval_steps": 1}
+        )
+        trainer = runner.settings.trainer.model_copy(update={"num_processes": 2})
+        with sessions.begin() as session:
+            job_id = create_job(session, expert("math", hyperparameters=climbing)).id
+
+        replace(runner, settings=runner.settings.model_copy(update={"trainer": trainer})).run(job_id)
+
+        with sessions() as session:
+            row = find_job(session, job_id)
+            messages = [event.message for event in list_events(session, job_id)]
+        assert row.status == JobStatus.FAILED
+        assert row.error["code"] in {"loss_not_finite", "training_diverged"}
+        assert "lower learning_rate (it was 1)" in row.error["message"]
+        assert "is kept: GET /jobs" in row.error["message"]
+        assert row.step >= 1
+        assert any(message.startswith("Started: accelerate launch --multi_gpu ") for message in messages)
+        commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+        assert not [command for command in commands if job_id in command]
 
 
 class TestRouterJob:

@@ -18,6 +18,7 @@ from benchmarks.results_file import machine, write_results
 from benchmarks.router_studies import (
     after_switch,
     large_vocabularies,
+    many_adapters,
     many_experts,
     shared_vocabulary,
     sweeps,
@@ -30,6 +31,7 @@ _ROOT = Path(__file__).parents[2]
 _SETTINGS = ("demo", "real text")
 _STUDIES: dict[str, Callable[[Bench], Study]] = {
     "many-experts": many_experts.run,
+    "many-adapters": many_adapters.run,
     "shared-vocabulary": shared_vocabulary.run,
     "unknown-text": unknown_text.run,
     "after-switch": after_switch.run,

@@ -10,31 +10,25 @@ and read is kept in --work, so an interrupted run goes on.
 
 import argparse
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
+from benchmarks.evaluation_run import add_evaluation_arguments, evaluate_and_report, specification
 from services.shared.config import Settings
 from services.shared.modeling.base_model import LoadedBase, load_base_model
-from services.shared.modeling.router_artifact import read_router_file
 from services.shared.publishing import EXEMPLARS_FILE, add_evidence
-from services.shared.schemas.evaluation import EvaluationJobSpec, MultiTaskTraining, XLoraTraining
+from services.shared.schemas.evaluation import MultiTaskTraining
 from services.shared.training_text import read_examples
 from services.trainer_worker.demo.domains import DEMO_DOMAINS, DOMAINS, HELD_BACK_DOMAINS
 from services.trainer_worker.demo.experts import as_example
 from services.trainer_worker.demo.plan import DEFAULT_SEED, ExpertPlan
-from services.trainer_worker.evaluation.artifact import write_artifact
-from services.trainer_worker.evaluation.evaluator import evaluate
 from services.trainer_worker.evaluation.held_out import columns_of, in_order
-from services.trainer_worker.evaluation.report import headline
 from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.evaluation.windows import Streams
-from services.trainer_worker.progress import RunControl, TrainingProgress
 
 _ITEMS_SEED = 7
-_NO_FILE = f"file-{'0' * 32}"
 
 
 def main() -> None:
@@ -42,21 +36,15 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     plan = ExpertPlan()
-    spec = EvaluationJobSpec(
-        held_out=dict.fromkeys(DEMO_DOMAINS, _NO_FILE),
-        seeds=tuple(arguments.seeds),
-        max_documents=arguments.documents,
-        max_switching_documents=2 * arguments.documents,
-        peers=tuple(arguments.peers),
-        peer_seeds=tuple(arguments.peer_seeds) if arguments.peer_seeds else None,
-        training_files=dict.fromkeys(DEMO_DOMAINS, _NO_FILE),
+    spec = specification(
+        arguments,
+        DEMO_DOMAINS,
         multi_task=MultiTaskTraining(
             max_steps=arguments.multi_task_steps,
             learning_rate=plan.learning_rate,
             batch_size=plan.batch_size,
             max_length=plan.block_length,
         ),
-        x_lora=XLoraTraining(num_steps=arguments.x_lora_steps, learning_rate=3e-3),
     )
     training = {
         name: [as_example(item) for item in DOMAINS[name].generate(DEFAULT_SEED, plan.items_for(name), "train")]
@@ -64,8 +52,7 @@ def main() -> None:
     }
     subject = demo_subject(arguments.demo, arguments.work)
     columns = columns_of(DEMO_DOMAINS, [(name, None) for name, _ in subject.experts])
-    number = 3 * arguments.documents
-    held_out = {name: _streams(subject, name, number) for name in columns}
+    held_out = {name: _streams(subject, name, 3 * arguments.documents) for name in columns}
     unknown = [ids for name in HELD_BACK_DOMAINS for ids in _streams(subject, name, arguments.documents)]
     study = Study(
         subject,
@@ -74,16 +61,7 @@ def main() -> None:
         fresh_model=lambda: _base(arguments.demo).model,
         training={name: training[name] for name in columns},
     )
-    measured = evaluate(study, RunControl(arguments.work, _say, lambda: False))
-    figures = {
-        "release": "demo",
-        "base_model": "demo",
-        "experts": [name for name, _ in subject.experts],
-        "router_kind": read_router_file(subject.router_dir).kind.value,
-        "graph": None,
-    } | measured
-    write_artifact(figures, arguments.results / f"demo_evaluation-{datetime.now(UTC):%Y-%m-%d}")
-    print(headline(figures))
+    evaluate_and_report(study, arguments, benchmark="demo_evaluation", release="demo", base_model="demo")
 
 
 def demo_subject(demo: Path, work: Path) -> Subject:
@@ -113,11 +91,6 @@ def _streams(subject: Subject, domain: str, number: int) -> Streams:
     return subject.base.tokenizer.encode_batch([item.text for item in items])
 
 
-def _say(progress: TrainingProgress) -> None:
-    if progress.step % 50 == 0:
-        print(f"{progress.step} of {progress.total_steps}, {progress.seconds_left:.0f} s left", flush=True)
-
-
 def _arguments() -> argparse.Namespace:
     root = Path(__file__).parents[1]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_evaluation", description=__doc__.split("\n")[0])
@@ -125,10 +98,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(".state/demo_evaluation"))
     parser.add_argument("--results", type=Path, default=root / "benchmarks/results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--documents", type=int, default=48, help="per domain and seed; twice as many switch")
-    parser.add_argument("--peers", nargs="*", default=["arrow", "x_lora", "multi_task"])
-    parser.add_argument("--peer-seeds", type=int, nargs="+", help="of their trainings; default: --seeds")
-    parser.add_argument("--x-lora-steps", type=int, default=300)
     parser.add_argument(
         "--multi-task-steps",
         type=int,
@@ -136,6 +105,7 @@ def _arguments() -> argparse.Namespace:
         help="default: those of all experts",
     )
     parser.add_argument("--threads", type=int, default=2)
+    add_evaluation_arguments(parser)
     return parser.parse_args()
 
 

@@ -117,7 +117,8 @@ class TestSequences:
             expected = {name: w for name, w in zip(scorer.columns, weights_TC[before].tolist(), strict=True) if w}
             assert token.gates == pytest.approx(expected, abs=1e-6)
         assert finished.num_prompt_tokens == len(served.ids(SUMS))
-        assert max(tokens[-1].gates, key=lambda name: tokens[-1].gates[name]) == "sums"
+        # After the prompt: what the experts write afterwards may be of any domain.
+        assert max(tokens[0].gates, key=tokens[0].gates.__getitem__) == "sums"
 
     def test_many_at_once_get_what_each_gets_alone(self, served: Served) -> None:
         requests = [

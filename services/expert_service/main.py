@@ -41,7 +41,7 @@ from services.shared.modeling.base_model import LoadedBase, load_base_model
 from services.shared.modeling.lora_mixture import LoraMixture
 from services.shared.storage import Storage
 from services.shared.telemetry import configure_logging, get_logger
-from services.shared.web import install_error_handlers, install_middleware
+from services.shared.web import KEEP_ALIVE_S, install_error_handlers, install_middleware
 
 log = get_logger(__name__)
 
@@ -174,6 +174,7 @@ def main() -> int:
             port=settings.expert_service.port,
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(2 * DRAIN_S),
         ),
     )

@@ -58,7 +58,7 @@ from services.shared.storage import Storage
 from services.shared.telemetry import configure_logging, get_logger
 from services.shared.tokenizer import Tokenizer, load_tokenizer
 from services.shared.vocabulary import JobKind
-from services.shared.web import install_error_handlers, install_middleware
+from services.shared.web import KEEP_ALIVE_S, install_error_handlers, install_middleware
 
 log = get_logger(__name__)
 
@@ -255,6 +255,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
 

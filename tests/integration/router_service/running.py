@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.router_service.http_protocol import BoundedHttpProtocol
+from services.shared.web import KEEP_ALIVE_S
 
 START_S = 60.0
 
@@ -33,6 +34,7 @@ def served(
         http=protocol,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)

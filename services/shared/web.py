@@ -28,8 +28,8 @@ REQUEST_ID_HEADER: Final = "x-request-id"
 OPEN_PATHS: Final = frozenset({"/live", "/ready"})
 """Probes: they answer without the API key."""
 KEEP_ALIVE_S: Final = 75
-"""How long an idle connection is kept: longer than clients keep theirs (httpx: 5 s, uvicorn's own default), or a request
-that is sent just as the connection is closed is lost without an answer."""
+"""How long an idle connection is kept: longer than clients keep theirs (httpx 5 s, which is uvicorn's default too), or
+a request that is sent just as the connection is closed is lost without an answer."""
 
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _NOT_MARKS: Final = bytes(set(range(256)) - set(b'"[]{}'))

@@ -3,8 +3,7 @@
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from services.local_stack.readiness import answers_http, worker_listens
 from services.local_stack.state_folder import Endpoints, StateFolder
 from services.local_stack.valkey import pings
 from tests.conftest import PROJECT_ROOT
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,13 +33,6 @@ class RunningStack:
     def process(self, words: str) -> psutil.Process:
         """The program of the stack whose command line holds `words`."""
         return next(p for p in psutil.Process(self.up.pid).children() if words in " ".join(p.cmdline()))
-
-
-def _wait_for(check: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not check():
-        assert time.monotonic() < deadline, f"waited {_PATIENCE_S:.0f} s for {what}"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +92,14 @@ def test_a_killed_part_comes_back_and_the_others_stay(stack: RunningStack, words
         "postgres": answers(stack.endpoints.database_url),
         "router_service": answers_http(f"{stack.endpoints.router}/ready"),
     }
-    _wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, "the end of the victim")
-    _wait_for(checks[words], f"{words} to come back")
-    _wait_for(lambda: _generates(stack), "an answer to a prompt")
-    _wait_for(worker := checks["trainer_worker"], "a worker that listens")
+    wait_until(
+        lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE,
+        seconds=_PATIENCE_S,
+        what="the end of the victim",
+    )
+    wait_until(checks[words], seconds=_PATIENCE_S, what=f"{words} to come back")
+    wait_until(lambda: _generates(stack), seconds=_PATIENCE_S, what="an answer to a prompt")
+    wait_until(worker := checks["trainer_worker"], seconds=_PATIENCE_S, what="a worker that listens")
     assert worker()
     assert {name: stack.process(name).pid for name in others} == others
 

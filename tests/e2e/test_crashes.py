@@ -95,11 +95,12 @@ def test_a_killed_part_comes_back_and_the_others_stay(stack: RunningStack, words
     wait_until(
         lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE,
         seconds=_PATIENCE_S,
+        every_s=0.2,
         what="the end of the victim",
     )
-    wait_until(checks[words], seconds=_PATIENCE_S, what=f"{words} to come back")
-    wait_until(lambda: _generates(stack), seconds=_PATIENCE_S, what="an answer to a prompt")
-    wait_until(worker := checks["trainer_worker"], seconds=_PATIENCE_S, what="a worker that listens")
+    wait_until(checks[words], seconds=_PATIENCE_S, every_s=0.2, what=f"{words} to come back")
+    wait_until(lambda: _generates(stack), seconds=_PATIENCE_S, every_s=0.2, what="an answer to a prompt")
+    wait_until(worker := checks["trainer_worker"], seconds=_PATIENCE_S, every_s=0.2, what="a worker that listens")
     assert worker()
     assert {name: stack.process(name).pid for name in others} == others
 

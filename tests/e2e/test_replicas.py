@@ -41,7 +41,7 @@ def two_replicas() -> Iterator[RunningStack]:
     if not (PROJECT / "demo" / "base" / "model.safetensors").is_file():
         pytest.skip("demo artifacts are not built: run `adaptive-moe demo build`")
     with running_replicas("demo/base", num_replicas=2) as stack:
-        wait_until(lambda: _states(stack.client) == ["up", "up"], seconds=PATIENCE_S, what="both replicas")
+        wait_until(lambda: _states(stack.client) == ["up", "up"], seconds=PATIENCE_S, every_s=0.2, what="both replicas")
         yield stack
 
 
@@ -176,14 +176,23 @@ def test_a_replica_killed_under_load_costs_only_streams_that_had_begun_and_they_
             wait_until(
                 lambda: len(outcomes) >= NUM_STREAMS and _running(victim) >= 2,
                 seconds=PATIENCE_S,
+                every_s=0.2,
                 what="streams on the victim",
             )
             stack.replica_process(victim).kill()
-            wait_until(lambda: "down" in _states(client), seconds=PATIENCE_S, what="the router to notice")
+            wait_until(lambda: "down" in _states(client), seconds=PATIENCE_S, every_s=0.2, what="the router to notice")
             wait_until(
-                lambda: _states(client) == ["up", "up"], seconds=PATIENCE_S, what="the supervisor to bring it back"
+                lambda: _states(client) == ["up", "up"],
+                seconds=PATIENCE_S,
+                every_s=0.2,
+                what="the supervisor to bring it back",
             )
-            wait_until(lambda: _finished(victim) >= 3, seconds=PATIENCE_S, what="traffic on the replica that came back")
+            wait_until(
+                lambda: _finished(victim) >= 3,
+                seconds=PATIENCE_S,
+                every_s=0.2,
+                what="traffic on the replica that came back",
+            )
         finally:
             stop.set()
 

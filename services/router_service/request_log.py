@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from numpy.typing import ArrayLike
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -19,6 +20,7 @@ from services.router_service.token_log import TokenLog, encode_token_log
 from services.router_service.transactions import Transactions, plain_text
 from services.shared.database.rows import RequestRow
 from services.shared.errors import AmoeError, Unavailable
+from services.shared.packed_states import pack_states
 from services.shared.schemas.sequences import RoutingPlan, SequenceTimings
 from services.shared.telemetry import get_logger
 
@@ -52,6 +54,12 @@ class RequestRecord:
     error: Mapping[str, Any] | None = None
     engine_timings: SequenceTimings | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    flagged: bool | None = None
+    domain: str | None = None
+    domain_probability: float | None = None
+    states: ArrayLike | None = None  # [D], kept of flagged requests only
+    prompt_nats: float | None = None
+    base_nats: float | None = None
 
 
 class RequestLog:
@@ -166,6 +174,12 @@ def _row(record: RequestRecord, *, store_prompts: bool) -> dict[str, Any]:
         "finish_reason": record.finish_reason,
         "error": plain_text(record.error),
         "timings": {**engine, **record.timings},
+        "flagged": record.flagged,
+        "domain": record.domain,
+        "domain_probability": record.domain_probability,
+        "states": pack_states(record.states) if record.flagged and record.states is not None else None,
+        "prompt_nats": record.prompt_nats,
+        "base_nats": record.base_nats,
     }
 
 

@@ -76,6 +76,15 @@ class ReplicaState(StrEnum):
     DOWN = "down"  # did not answer when last asked
 
 
+class GapStatus(StrEnum):
+    """Life of a gap; only an open one can be dismissed, merged or closed."""
+
+    OPEN = "open"
+    DISMISSED = "dismissed"  # by a person: it does not come back
+    MERGED = "merged"  # its requests are another gap's
+    CLOSED = "closed"  # an expert was released for it
+
+
 class JobKind(StrEnum):
     """What a job makes."""
 

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from services.shared.release_content import ReleaseContent
-from services.shared.vocabulary import JobQueue, VersionStatus
+from services.shared.vocabulary import GapStatus, JobQueue, VersionStatus
 
 Json = dict[str, Any]
 
@@ -238,6 +238,7 @@ class RequestRow(Row):
             postgresql_using="gin",
             postgresql_ops={"attribution": "jsonb_path_ops"},
         ),
+        Index("ix_requests_flagged_at_id", "at", "id", postgresql_where=text("flagged")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -256,3 +257,46 @@ class RequestRow(Row):
     finish_reason: Mapped[str | None]
     error: Mapped[Json | None]
     timings: Mapped[Json]
+    flagged: Mapped[bool | None]  # outside of what the release knows; NULL: it has no calibration
+    domain: Mapped[str | None]
+    domain_probability: Mapped[float | None]
+    states: Mapped[bytes | None]  # of flagged ones: the prompt's mean early hidden state (packed_states.py)
+    prompt_nats: Mapped[float | None]  # of the prompt under the mixture, nats per token
+    base_nats: Mapped[float | None]  # and under the base model alone
+
+
+class GapRow(Row):
+    """A kind of request that the mixture cannot answer well, found among those that were flagged."""
+
+    __tablename__ = "gaps"
+    __table_args__ = (Index("ix_gaps_status_last_seen_at_id", "status", "last_seen_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(server_default=GapStatus.OPEN.value)
+    merged_into: Mapped[str | None] = mapped_column(ForeignKey("gaps.id"))
+    base_fingerprint: Mapped[str]  # whose hidden states `centroid` is made of
+    release: Mapped[str | None]  # the one that answered most of its requests
+    num_prompts: Mapped[int]
+    trend: Mapped[float]  # requests of the window's second half over those of its first
+    domain: Mapped[str]
+    keywords: Mapped[list[str]] = mapped_column(JSONB)
+    expert_name: Mapped[str]  # proposed
+    centroid: Mapped[bytes]  # [D], packed_states.py
+    report: Mapped[Json]
+    job_id: Mapped[str]  # the analysis that saw it last
+    closed_by_job: Mapped[str | None]
+    closed_by_release: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime]  # its youngest request
+    closed_at: Mapped[datetime | None]
+
+
+class GapRequestRow(Row):
+    """That a request belongs to a gap; it belongs to one at most."""
+
+    __tablename__ = "gap_requests"
+    __table_args__ = (Index("ix_gap_requests_gap_id", "gap_id"),)
+
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True)
+    gap_id: Mapped[str] = mapped_column(ForeignKey("gaps.id", ondelete="CASCADE"))

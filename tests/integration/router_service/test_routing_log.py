@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,7 +10,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.router_service.request_log import RequestRecord, write_records
+from services.shared.database.rows import RequestRow
 from services.shared.modeling.release_scorer import ReleaseScorer
+from services.shared.packed_states import unpack_states
+from services.shared.schemas.sequences import RoutingPlan
+from services.shared.vocabulary import PlanMode
 from tests.integration.router_service.base_folder import TEXTS
 from tests.integration.router_service.replica_double import ReplicaDouble
 
@@ -192,3 +198,48 @@ class TestWithoutPrompts:
         assert {token["id"] for token in request["tokens"]} == {0}
         assert {token["text"] for token in request["tokens"]} == {""}
         assert request["tokens"][-1]["weights"] == {"math": 0.75, "base": 0.25}
+
+
+class TestWhatIsKnownOfARequest:
+    @pytest.fixture
+    def record(self) -> RequestRecord:
+        return RequestRecord(
+            id="r1",
+            endpoint="/generate",
+            prompt=MATH,
+            parameters={},
+            plan=RoutingPlan(mode=PlanMode.BASE),
+            confidence=0.2,
+            max_new_tokens=4,
+            prompt_ids=[1, 2],
+            prompt_gates=lambda: [{"base": 1.0}] * 2,
+            flagged=True,
+            domain="math",
+            domain_probability=0.9,
+            states=[0.5, -2.0],
+            prompt_nats=3.5,
+            base_nats=4.0,
+        )
+
+    @pytest.mark.parametrize("store_prompts", [True, False])
+    def test_is_kept_with_states_whether_prompts_are_or_not(
+        self, sessions: sessionmaker[Session], record: RequestRecord, *, store_prompts: bool
+    ) -> None:
+        with sessions.begin() as session:
+            write_records(session, [record], store_prompts=store_prompts)
+            row = session.get_one(RequestRow, "r1")
+
+        assert (row.flagged, row.domain, row.domain_probability) == (True, "math", 0.9)
+        assert (row.prompt_nats, row.base_nats) == (3.5, 4.0)
+        assert row.states is not None
+        assert unpack_states(row.states).tolist() == [0.5, -2.0]
+
+    @pytest.mark.parametrize("flagged", [False, None])
+    def test_states_of_requests_that_are_not_flagged_are_not_kept(
+        self, sessions: sessionmaker[Session], record: RequestRecord, *, flagged: bool | None
+    ) -> None:
+        with sessions.begin() as session:
+            write_records(session, [replace(record, flagged=flagged)], store_prompts=True)
+            row = session.get_one(RequestRow, "r1")
+
+        assert (row.flagged, row.states) == (flagged, None)

@@ -29,7 +29,8 @@ from services.shared.job_control import request_pause, resume_job
 from services.shared.job_events import list_events
 from services.shared.jobs import create_job, find_job
 from services.shared.queue import celery_client, enqueue_job
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
 from services.trainer_worker.pulse import DATABASE_AWAY

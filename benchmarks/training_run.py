@@ -34,7 +34,8 @@ from transformers import (
 
 from services.shared.config import Settings
 from services.shared.modeling.base_model import load_base_model
-from services.shared.schemas.jobs import ExpertHyperparameters, RouterHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import RouterHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.datasets import IGNORED, Block, make_blocks
 from services.trainer_worker.demo.domains import DOMAINS

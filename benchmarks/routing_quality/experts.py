@@ -9,7 +9,7 @@ from services.shared.modeling.base_row import sample_base_text
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.router_artifact import BIGRAM_FILE, EVIDENCE_FOLDER, TRUNK_FILE
 from services.shared.modeling.trunk import gather_trunk_statistics
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.training.expert import train_expert
 

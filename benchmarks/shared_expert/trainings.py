@@ -21,7 +21,7 @@ from services.shared.modeling.base_row import sample_base_text
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.modeling.router_artifact import BIGRAM_FILE, EVIDENCE_FOLDER, write_bayes_router
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.training.expert import ExpertTraining, train_expert
 

@@ -16,9 +16,10 @@ from services.shared.database.rows import JobRow
 from services.shared.modeling.bigram_evidence import DEFAULT_MAX_TOKENS
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
+from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
 from services.shared.training_plan import StepPlan, block_sizes, held_out_indices
 from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 

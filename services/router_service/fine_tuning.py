@@ -24,7 +24,8 @@ from services.router_service.schemas.openai_fine_tuning import (
 )
 from services.shared.database.rows import JobEventRow, JobRow
 from services.shared.errors import InvalidRequest
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.vocabulary import BASE, JobStatus
 
 _DEFAULTS: Final = ExpertHyperparameters()

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from services.shared.errors import InvalidDataset, InvalidRequest
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 
 _NUM_EVALUATIONS: Final = 10
 _OPEN_BLOCKS: Final = 32

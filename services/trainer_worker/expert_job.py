@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from services.shared.errors import JobFailed
 from services.shared.modeling.router_artifact import read_router_file
 from services.shared.registry import register_expert
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import Example
 from services.shared.vocabulary import EvidenceKind, RouterKind

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.demo.domains import DOMAINS, Item
 from services.trainer_worker.demo.plan import BASE_NAME, TARGET_MODULES, ExpertPlan

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from services.shared.errors import JobFailed
 from services.shared.modeling.adapter_config import read_lora_settings
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.trainer_worker.datasets import split_examples
 from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.systems import Weigh, constant

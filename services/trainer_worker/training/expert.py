@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.tokenizer import max_context_of
 from services.shared.training_plan import StepPlan
 from services.shared.vocabulary import model_name

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from services.shared.errors import JobFailed
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.progress import TrainingProgress
 from services.trainer_worker.training.carried_error import forget_error, raise_carried_error

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 
 from services.shared.errors import InvalidRequest, JobFailed
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 
 
 def refuse_what_is_missing(hyperparameters: ExpertHyperparameters) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.trainer_worker.checkpoints import ADAPTER_FILES
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 
 

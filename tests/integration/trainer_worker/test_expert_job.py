@@ -23,7 +23,8 @@ from services.shared.modeling.base_model import base_fingerprint
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.registry import active_release, create_release, retire_expert
 from services.shared.release_activation import activate_release
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec, RouterJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
 from services.shared.storage import Storage
 from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import read_examples

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.config import Settings
 from services.shared.database.rows import ExpertVersionRow, JobRow
 from services.shared.jobs import create_job, find_job
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
 

@@ -19,8 +19,9 @@ from services.shared.job_control import request_cancel, request_pause
 from services.shared.job_events import list_events
 from services.shared.jobs import create_job, find_job
 from services.shared.modeling.base_fingerprint import base_fingerprint
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.image_cooperation import DigitsImages, ImageCooperationJobSpec
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
 from services.trainer_worker.job_context import JobContext

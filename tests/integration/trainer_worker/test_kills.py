@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.database.rows import ExpertVersionRow, JobRow
 from services.shared.job_control import request_pause, resume_job
 from services.shared.job_events import list_events
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.vocabulary import JobStatus
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -16,7 +16,8 @@ from services.shared.job_control import request_cancel, request_pause, resume_jo
 from services.shared.job_events import list_events
 from services.shared.job_metrics import read_metrics
 from services.shared.queue import celery_client, enqueue_job
-from services.shared.schemas.jobs import ExpertHyperparameters, ExpertJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.jobs import ExpertJobSpec
 from services.shared.storage import Storage
 from services.shared.tokenizer import load_tokenizer
 from services.shared.training_text import read_examples

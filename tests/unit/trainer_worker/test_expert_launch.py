@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.shared.errors import AmoeError, InvalidRequest, JobFailed
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.progress import TrainingProgress, TrainingStopped
 from services.trainer_worker.training.carried_error import carry_error, raise_carried_error

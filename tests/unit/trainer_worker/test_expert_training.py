@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from services.shared.errors import InvalidRequest, JobFailed
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_plan import StepPlan
 from services.shared.training_text import Example
 from services.trainer_worker.progress import TrainingProgress, TrainingStopped

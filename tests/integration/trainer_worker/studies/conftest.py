@@ -17,8 +17,8 @@ from services.shared.registry import create_release, find_release, register_expe
 from services.shared.release_activation import activate_release
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.job_spec import JobSpecBase
-from services.shared.schemas.jobs import ExpertHyperparameters
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.storage import Storage
 from services.shared.training_text import Example

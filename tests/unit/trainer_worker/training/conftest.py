@@ -7,7 +7,7 @@ import pytest
 from services.shared.config import Settings
 from services.shared.modeling.base_model import load_base_model
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
-from services.shared.schemas.jobs import ExpertHyperparameters
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.training_text import Example
 from services.trainer_worker.training.expert import train_expert
 from tests.unit.trainer_worker.training.toys import Toys, sums, words

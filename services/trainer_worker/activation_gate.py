@@ -16,7 +16,6 @@ from services.shared.errors import InvalidRequest, JobFailed
 from services.shared.registry import active_release
 from services.shared.release_evaluation import Evaluation, stored_evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
-from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
 from services.shared.tokenizer import load_tokenizer
 from services.shared.vocabulary import JobKind, JobStatus
 from services.trainer_worker.job_context import JobContext
@@ -52,9 +51,9 @@ class Comparable:
     losses: Evaluation
 
 
-def tolerance_of(settings: Settings, spec: ExpertJobSpec | RouterJobSpec) -> float:
-    """The job's own tolerance, or the configured one, in nats per token."""
-    return settings.releases.regression_tolerance if spec.tolerance is None else spec.tolerance
+def tolerance_of(settings: Settings, own: float | None) -> float:
+    """The job's `own` tolerance, or the configured one, in nats per token."""
+    return settings.releases.regression_tolerance if own is None else own
 
 
 def judge(context: JobContext, candidate: Candidate) -> Judgement | None:

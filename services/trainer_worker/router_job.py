@@ -123,7 +123,7 @@ def _activation(context: JobContext, spec: RouterJobSpec, made: Made, base: Base
             graph_dir=context.storage.artifact(current.graph_digest) if current.graph_digest else None,
         )
         judgement = judge(context, candidate)
-    return Activation(tolerance_of(context.settings, spec), judgement)
+    return Activation(tolerance_of(context.settings, spec.tolerance), judgement)
 
 
 def router_settings(configured: RouterSettings, spec: RouterJobSpec) -> RouterSettings:

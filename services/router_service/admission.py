@@ -19,6 +19,13 @@ class Admission:
         self._num_in_flight = 0
 
     @contextmanager
+    def spare(self, at_most: int) -> Iterator[int]:
+        """As many places as are free, none if none is; for work that can also be done in the caller's own place."""
+        count = max(0, min(at_most, self._limit - self._num_in_flight))
+        with self.admitted(count):
+            yield count
+
+    @contextmanager
     def admitted(self, count: int = 1) -> Iterator[None]:
         """Holds `count` places until the end of the block; Overloaded when there are not so many left."""
         if self._num_in_flight + count > self._limit:

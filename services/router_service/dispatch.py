@@ -10,7 +10,7 @@ from services.router_service.metrics import Metrics
 from services.router_service.replica import Replica
 from services.router_service.replicas import Replicas
 from services.shared.errors import AmoeError, ExpertServiceFailed, Overloaded, Unavailable
-from services.shared.schemas.sequences import ErrorEvent, FinishedEvent, SequenceEvent, SequenceRequest
+from services.shared.schemas.sequences import ErrorEvent, FinishedEvent, SequenceEvent, SequenceRequest, TokenEvent
 from services.shared.telemetry import get_logger
 from services.shared.vocabulary import FinishReason
 
@@ -82,6 +82,22 @@ class Dispatcher:
                 await asyncio.sleep(_PAUSE_S)
         assert last is not None
         raise last
+
+    async def read(
+        self, request: SequenceRequest, *, base_fingerprint: str | None, deadline: float
+    ) -> tuple[list[TokenEvent], FinishedEvent]:
+        """A whole sequence at once, for what it says of its prompt; no log keeps it."""
+        tokens: list[TokenEvent] = []
+        sequence = await self.open(request, base_fingerprint=base_fingerprint, deadline=deadline)
+        try:
+            async for event in sequence.events(deadline):
+                if isinstance(event, FinishedEvent):
+                    return tokens, event
+                if isinstance(event, TokenEvent):
+                    tokens.append(event)
+        finally:
+            await sequence.close()
+        raise ExpertServiceFailed("The expert service ended a text without a word: send the request again.")
 
     async def _open_on(self, replica: Replica, request: SequenceRequest, deadline: float) -> OpenSequence:
         async with AsyncExitStack() as stack:

@@ -3,10 +3,10 @@
 A text is read as a prompt is: in a batch with whoever else is there, in pieces between the others' tokens.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.router_service.at_once import at_once
 from services.router_service.generation_request import FieldNames, GenerationRequest, Prompt, Speakers
 from services.router_service.pipeline import Pipeline, RoutedPrompt
 from services.shared.errors import ExpertServiceFailed, InvalidRequest, PromptTooLong
@@ -34,18 +34,8 @@ class Embedder:
         num_at_once = min(len(prompts), self._max_at_once)
         with self._pipeline.admitted(num_at_once, endpoint=endpoint):
             routed = [await self._route(index, prompt, speakers) for index, prompt in enumerate(prompts)]
-            places = asyncio.Semaphore(num_at_once)
-
-            async def read(index: int) -> TextEmbedding:
-                async with places:
-                    return await self._read(routed[index], request_id=f"{request_id}-{index}")
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    reads = [group.create_task(read(index)) for index in range(len(routed))]
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return [done.result() for done in reads]
+            reads = [self._read(text, request_id=f"{request_id}-{index}") for index, text in enumerate(routed)]
+            return await at_once(reads, limit=num_at_once)
 
     async def _route(self, index: int, prompt: Prompt, speakers: Speakers) -> RoutedPrompt:
         param = f"input.{index}"

@@ -4,6 +4,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from services.router_service.ablation import Ablation
+from services.router_service.answer_reading import WrittenAnswer
 from services.router_service.attribution import attribute
 from services.router_service.dispatch import OpenSequence
 from services.router_service.metrics import Metrics
@@ -38,6 +40,7 @@ class Generation:
         request_log: RequestLog,
         metrics: Metrics,
         clock: RequestClock,
+        ablation: Ablation | None = None,
     ) -> None:
         self.record = record
         self.finished: FinishedEvent | None = None
@@ -45,6 +48,7 @@ class Generation:
         self._request_log = request_log
         self._metrics = metrics
         self._clock = clock
+        self._ablation = ablation
         request_log.expect(record.id)
 
     async def tokens(self) -> AsyncIterator[TokenEvent]:
@@ -57,9 +61,30 @@ class Generation:
                 elif isinstance(event, FinishedEvent):
                     self._finish(event)
         except AmoeError as error:
-            self.record.finish_reason = FinishReason.ERROR
-            self.record.error = error.body()["error"]
+            self._note_failure(error)
             raise
+
+    async def measure(self) -> None:
+        """Put the experts' effects into the attribution, if they were asked for. Only once it is finished."""
+        if self._ablation is None:
+            return
+        try:
+            self.record.attribution = await self._ablation.measured(
+                self.written(), self.record.plan, self.record.attribution
+            )
+        except AmoeError as error:
+            self._note_failure(error)
+            raise
+
+    def written(self) -> WrittenAnswer:
+        """The answer as it stands, to be read again."""
+        return WrittenAnswer(
+            request_id=self.record.id,
+            prompt_ids=self.record.prompt_ids,
+            token_ids=self.record.token_ids,
+            base_fingerprint=self.record.base_fingerprint,
+            deadline=self._clock.deadline,
+        )
 
     def routing(self) -> Routing:
         """Who wrote the answer, as the API tells it."""
@@ -92,6 +117,10 @@ class Generation:
         self.record.finish_reason = event.finish_reason
         self.record.engine_timings = event.timings
         self.record.attribution = attribute(self.record.gates)
+
+    def _note_failure(self, error: AmoeError) -> None:
+        self.record.finish_reason = FinishReason.ERROR
+        self.record.error = error.body()["error"]
 
     def _observe_tokens(self, seconds: float) -> None:
         """How long it waited and how fast it came, as far as it got."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from services.router_service.schemas.generation import Attribution
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import ExpertRef
 
@@ -61,6 +62,9 @@ class GenerationRequest:
     max_new_tokens: int | None = None
     num_choices: int = 1
     prompt_logprobs: bool = False
+    attribution: Attribution = Attribution.SHARES
+    token_effects: bool = False
+    """With an ablation: also the effect on each token."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     names: FieldNames = FieldNames()
 

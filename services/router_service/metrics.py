@@ -65,7 +65,12 @@ class Metrics:
             registry=self.registry,
             buckets=(0.0005, 0.001, 0.0025, *_SECONDS),
         )
-        self.tokens = Counter("amoe_tokens", "Tokens by kind: prompt or generated.", ["kind"], registry=self.registry)
+        self.tokens = Counter(
+            "amoe_tokens",
+            "Tokens by kind: prompt, generated, or reread (of answers, for attribution).",
+            ["kind"],
+            registry=self.registry,
+        )
         self.expert_tokens = Counter(
             "amoe_expert_tokens",
             "Generated tokens by the share each expert had in them.",

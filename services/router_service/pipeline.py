@@ -6,8 +6,10 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from services.router_service.ablation import Ablation
 from services.router_service.admission import Admission
 from services.router_service.answer import Answer
+from services.router_service.answer_reading import AnswerReader
 from services.router_service.catalog import Catalog, LoadedRelease
 from services.router_service.dispatch import Dispatcher
 from services.router_service.generation import Generation, RequestClock
@@ -17,9 +19,10 @@ from services.router_service.planning import choose_candidates, confidence_of, p
 from services.router_service.replicas import Replicas
 from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
+from services.router_service.schemas.generation import Attribution
 from services.router_service.scoring import PromptReader, PromptScores, routed_plan
 from services.shared.config import RouterServiceSettings
-from services.shared.errors import AmoeError, ExpertServiceFailed, PromptTooLong
+from services.shared.errors import AmoeError, PromptTooLong
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
 from services.shared.vocabulary import BASE, FinishReason
@@ -65,6 +68,7 @@ class Pipeline:
         self._metrics = metrics
         self._settings = settings
         self._admission = Admission(settings.max_concurrent_requests, metrics)
+        self._answer_reader = AnswerReader(self._dispatcher, self._admission, metrics)
 
     async def begin(self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str) -> Answer:
         """The answer to `requests`, all first tokens already here; every refusal is raised before that.
@@ -104,22 +108,16 @@ class Pipeline:
             plan=prompt.plan,
             prompt_states=True,
         )
-        sequence = await self._dispatcher.open(request, base_fingerprint=prompt.base_fingerprint, deadline=deadline)
-        try:
-            async for event in sequence.events(deadline):
-                if isinstance(event, FinishedEvent):
-                    self._metrics.count_tokens(num_prompt=len(prompt.token_ids), num_generated=0, attribution=())
-                    return event
-        finally:
-            await sequence.close()
-        raise ExpertServiceFailed("The expert service ended a text without a word: send the request again.")
+        _, finished = await self._dispatcher.read(request, base_fingerprint=prompt.base_fingerprint, deadline=deadline)
+        self._metrics.count_tokens(num_prompt=len(prompt.token_ids), num_generated=0, attribution=())
+        return finished
 
     async def _begin(
         self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str
     ) -> list[Generation]:
         deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
         clock = RequestClock(started_at=time.perf_counter(), deadline=deadline)
-        planned: list[tuple[SequenceRequest, RoutedPrompt, RequestRecord]] = []
+        planned: list[tuple[SequenceRequest, RequestRecord, Ablation | None]] = []
         for request in requests:
             prompt = await self.route(request)
             num_new = self._num_new_tokens(request, len(prompt.token_ids))
@@ -127,17 +125,23 @@ class Pipeline:
                 sampling = request.sampling_of(choice, max_new_tokens=num_new)
                 log_id = f"{request_id}-{len(planned)}" if planned else request_id
                 record = _record(request, prompt, request_id=log_id, endpoint=endpoint, sampling=sampling)
-                planned.append((_sequence_request(record, prompt, sampling, request), prompt, record))
+                sequence = _sequence_request(record, prompt, sampling, request)
+                planned.append((sequence, record, self._ablation(request)))
         self._metrics.planning_seconds.observe(clock.elapsed_s)
         return await begin_all([self._open(*each, clock) for each in planned])
 
+    def _ablation(self, request: GenerationRequest) -> Ablation | None:
+        if request.attribution is not Attribution.ABLATION:
+            return None
+        return Ablation(self._answer_reader, with_tokens=request.token_effects)
+
     async def _open(
-        self, request: SequenceRequest, prompt: RoutedPrompt, record: RequestRecord, clock: RequestClock
+        self, request: SequenceRequest, record: RequestRecord, ablation: Ablation | None, clock: RequestClock
     ) -> Generation:
         """The sequence on a replica; one that no replica begins is remembered with the reason."""
         try:
             sequence = await self._dispatcher.open(
-                request, base_fingerprint=prompt.base_fingerprint, deadline=clock.deadline
+                request, base_fingerprint=record.base_fingerprint, deadline=clock.deadline
             )
         except AmoeError as error:
             record.finish_reason = FinishReason.ERROR
@@ -145,7 +149,12 @@ class Pipeline:
             self._request_log.remember(record)
             raise
         return Generation(
-            sequence=sequence, record=record, request_log=self._request_log, metrics=self._metrics, clock=clock
+            sequence=sequence,
+            record=record,
+            request_log=self._request_log,
+            metrics=self._metrics,
+            clock=clock,
+            ablation=ablation,
         )
 
     async def route(self, request: GenerationRequest) -> RoutedPrompt:
@@ -246,6 +255,7 @@ def _record(
         prompt=request.prompt.text,
         parameters=request.parameters,
         plan=prompt.plan,
+        base_fingerprint=prompt.base_fingerprint,
         confidence=prompt.confidence,
         max_new_tokens=sampling.max_new_tokens,
         prompt_ids=prompt.token_ids,

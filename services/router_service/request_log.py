@@ -41,6 +41,7 @@ class RequestRecord:
     prompt: str
     parameters: Mapping[str, Any]
     plan: RoutingPlan
+    base_fingerprint: str | None
     confidence: float | None
     max_new_tokens: int
     prompt_ids: Sequence[int]
@@ -169,7 +170,7 @@ def _row(record: RequestRecord, *, store_prompts: bool) -> dict[str, Any]:
         "num_prompt_tokens": len(record.prompt_ids),
         "num_generated_tokens": len(record.token_ids),
         "confidence": record.confidence,
-        "attribution": [part.model_dump() for part in record.attribution],
+        "attribution": [part.model_dump(exclude={"token_effects"}) for part in record.attribution],
         "token_log": encode_token_log(_token_log(record, with_ids=store_prompts)),
         "finish_reason": record.finish_reason,
         "error": plain_text(record.error),

@@ -68,6 +68,8 @@ class Form(ABC):
                 if (chunk := self.first(index)) is not None:
                     yield self._event(chunk)
             async for index, event in self.answer.tokens:
+                if event is None:
+                    await self.answer.generations[index].measure()
                 chunk = self.last(index) if event is None else self.token(index, event)
                 if chunk is not None:
                     yield self._event(chunk)

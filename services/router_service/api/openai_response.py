@@ -41,7 +41,10 @@ async def respond(
 
     async def whole() -> Response:
         async with await begin() as answer:
-            content = form_class(body, answer, resources).whole(await answer.whole())
+            tokens = await answer.whole()
+            for generation in answer.generations:
+                await generation.measure()
+            content = form_class(body, answer, resources).whole(tokens)
         headers = headers_at_start(answer.generations[0], resources)
         return JSONResponse(content.model_dump(mode="json"), headers=headers)
 

@@ -1,5 +1,6 @@
 """`/generate` as TGI's and LoRAX's clients speak it; our own additions are under `routing`."""
 
+from enum import StrEnum
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -24,6 +25,21 @@ _DEFAULTS_OF_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
     "tool_choice": (),
 }
 """Fields of TGI and LoRAX that would change the answer and are not offered: null and these values ask for nothing."""
+
+
+class Attribution(StrEnum):
+    """How an answer's attribution is found out."""
+
+    SHARES = "shares"  # the gate's weights, which are known anyway
+    ABLATION = "ablation"  # also by reading the answer again without each expert
+
+
+ATTRIBUTION_FIELD: Final = Field(
+    default=Attribution.SHARES,
+    description="`ablation` also measures how much less likely the answer is without each expert that has a share in "
+    "it. The answer is read once more as it was and once without each of them: (experts + 1) times the prompt's and "
+    "the answer's tokens, as prompts are read.",
+)
 
 
 class MergedAdapters(BaseModel):
@@ -90,6 +106,7 @@ class GenerateParameters(BaseModel):
     )
     details: bool = Field(default=False, description="Also tokens, their log-probabilities and their experts.")
     decoder_input_details: bool = Field(default=False, description="Also the prompt's tokens (not when streaming).")
+    attribution: Attribution = ATTRIBUTION_FIELD
 
     @model_validator(mode="before")
     @classmethod
@@ -164,12 +181,30 @@ class CompatibleRequest(GenerateRequest):
     stream: bool | None = Field(default=False, description="Answer as server-sent events.")
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class ExpertShare(BaseModel):
-    """What one expert, or `base`, contributed to an answer."""
+    """What one expert, or `base`, contributed to an answer.
+
+    Effects are there for experts, with `attribution: ablation`. Left out means that the gate chooses again among the
+    others; an expert with fixed weights is taken out of them. `base` always computes and cannot be left out.
+    """
 
     expert: str
     share: float = Field(description="Its share of the gate's weight over the generated tokens; all sum to 1.")
     num_tokens: int = Field(description="Generated tokens under which its weight was the largest.")
+    effect: float | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Mean over the generated tokens of log p(token) less log p(token) with this expert left out, nats. "
+        "Positive: the answer is less likely without it.",
+    )
+    total_effect: float | None = Field(default=None, exclude_if=_is_none, description="The sum over those tokens.")
+    token_effects: list[float] | None = Field(
+        default=None, exclude_if=_is_none, description="Token by token, in their order (with `details`)."
+    )
 
 
 class Routing(BaseModel):

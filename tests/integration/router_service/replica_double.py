@@ -44,6 +44,8 @@ class ReplicaDouble:
     storage: Storage
     answer: str = "one two three four five six seven eight"
     pause_s: float = 0.0
+    reading_pause_s: float = 0.0
+    """Before it has read an answer."""
     refusal: AmoeError | None = None
     num_before_full: int | None = None
     """Sequences that are taken before all others are refused; None for all."""
@@ -152,7 +154,9 @@ class ReplicaDouble:
             self.num_open -= 1
 
     async def _events(self, request: SequenceRequest) -> AsyncIterator[SequenceEvent]:
-        ids = self.tokenizer.encode(self.answer, add_special_tokens=False)[: request.sampling.max_new_tokens]
+        ids = self._ids(request)
+        is_reading = bool(request.sampling.logit_bias)
+        await asyncio.sleep(self.reading_pause_s if is_reading else 0.0)
         texts = self.tokenizer.tokens(ids)
         for index, (token_id, text) in enumerate(zip(ids, texts, strict=True)):
             if index == self.crash_after_tokens:
@@ -166,7 +170,7 @@ class ReplicaDouble:
                 index=index,
                 id=token_id,
                 text=text,
-                logprob=-0.5,
+                logprob=logprob_of(request.plan) if is_reading else -0.5,
                 special=False,
                 gates=gates_of(request.plan),
                 top_logprobs=self._top(token_id, request),
@@ -179,7 +183,7 @@ class ReplicaDouble:
             num_prompt_tokens=len(request.prompt_ids),
             num_generated_tokens=len(ids),
             seed=request.sampling.seed,
-            prompt_logprobs=(None, *[-1.0] * (len(request.prompt_ids) - 1)) if request.prompt_logprobs else None,
+            prompt_logprobs=self._prompt_logprobs(request) if request.prompt_logprobs else None,
             prompt_top_logprobs=((), *[self._top(0, request)] * (len(request.prompt_ids) - 1))
             if request.prompt_logprobs
             else None,
@@ -187,11 +191,26 @@ class ReplicaDouble:
             timings=TIMINGS,
         )
 
+    def _ids(self, request: SequenceRequest) -> list[int]:
+        """What it says: `answer`, unless a bias leaves one token only."""
+        forced = [token_id for token_id, bias in request.sampling.logit_bias.items() if bias == 100.0]
+        ids = forced or self.tokenizer.encode(self.answer, add_special_tokens=False)
+        return ids[: request.sampling.max_new_tokens]
+
+    def _prompt_logprobs(self, request: SequenceRequest) -> tuple[float | None, ...]:
+        logprob = logprob_of(request.plan) if request.sampling.logit_bias else -1.0
+        return (None, *[logprob] * (len(request.prompt_ids) - 1))
+
     def _top(self, token_id: int, request: SequenceRequest) -> tuple[tuple[int, float], ...]:
         """The token itself, then others in the tokenizer's order, each less likely by one."""
         others = (other for other in range(10, 100) if other != token_id)
         ids = [token_id, *itertools.islice(others, request.sampling.num_top_logprobs)]
         return tuple((likely, -0.5 - rank) for rank, likely in enumerate(ids[: request.sampling.num_top_logprobs]))
+
+
+def logprob_of(plan: RoutingPlan) -> float:
+    """Of each token of an answer that is read: the more experts may speak, the likelier."""
+    return -2.0 / (1 + len(plan.candidates))
 
 
 def gates_of(plan: RoutingPlan) -> dict[str, float]:

@@ -382,6 +382,80 @@ class TestOpenAI:
         assert [len(top) for top in details["top_tokens"]] == [2] * len(details["tokens"])
 
 
+class TestAblation:
+    """Effects against readings that the test has the replica make, or finds in what was said while generating."""
+
+    @staticmethod
+    def read(replica: Served, token_ids: list[int], num_prompt: int, plan: dict[str, Any]) -> np.ndarray[Any, Any]:
+        """Log-probabilities of the tokens after the prompt, as those of a longer prompt."""
+        body = {
+            "request_id": "twin",
+            "prompt_ids": token_ids,
+            "sampling": {"max_new_tokens": 1},
+            "plan": plan,
+            "prompt_logprobs": True,
+        }
+        lines = httpx.post(f"{replica.url}/sequences", json=body, timeout=60).text.splitlines()
+        return np.array(json.loads(lines[-1])["prompt_logprobs"][num_prompt:])
+
+    def test_of_routed_experts_is_what_the_gate_among_the_others_would_have_said(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path
+    ) -> None:
+        import_all(client)
+        release = release_all(client, sessions, replica, root)
+        parameters = {"max_new_tokens": 9, "details": True, "decoder_input_details": True, "attribution": "ablation"}
+
+        answer = client.post("/generate", json={"inputs": SUMS, "parameters": parameters}).json()
+
+        prompt_ids = [token["id"] for token in answer["details"]["prefill"]]
+        token_ids = [*prompt_ids, *(token["id"] for token in answer["details"]["tokens"])]
+        experts = [{name: part[name] for name in ("name", "version", "digest")} for part in release["experts"]]
+        plan = {"mode": "routed", "router": release["router_digest"], "experts": experts}
+
+        def read(*candidates: str) -> np.ndarray[Any, Any]:
+            return self.read(replica, token_ids, len(prompt_ids), {**plan, "candidates": candidates})
+
+        together = read(*TEXTS)
+        generated = [token["logprob"] for token in answer["details"]["tokens"]]
+        np.testing.assert_allclose(together, generated, atol=1e-4)
+        *parts, base = sorted(answer["routing"]["attribution"], key=lambda part: str(part["expert"] == "base"))
+        assert (base["expert"], base.get("effect")) == ("base", None)
+        assert "sums" in [part["expert"] for part in parts]
+        for part in parts:
+            expected = together - read(*(name for name in TEXTS if name != part["expert"]))
+            np.testing.assert_allclose(part["token_effects"], expected, atol=1e-4)
+            assert part["effect"] == pytest.approx(expected.mean(), abs=1e-4)
+            assert part["total_effect"] == pytest.approx(expected.sum(), abs=1e-3)
+
+    def test_of_one_fixed_expert_is_its_gain_over_the_base(self, client: httpx.Client, replica: Served) -> None:
+        import_all(client)
+        parameters = {"max_new_tokens": 9, "details": True, "attribution": "ablation", "adapter_id": "code"}
+
+        answer = client.post("/generate", json={"inputs": SUMS, "parameters": parameters}).json()
+
+        generated = np.array([token["logprob"] for token in answer["details"]["tokens"]])
+        prompt_ids = replica.ids(SUMS)
+        token_ids = [*prompt_ids, *(token["id"] for token in answer["details"]["tokens"])]
+        expected = generated - self.read(replica, token_ids, len(prompt_ids), {"mode": "base"})
+        assert answer["routing"]["attribution"][0]["expert"] == "code"
+        np.testing.assert_allclose(answer["routing"]["attribution"][0]["token_effects"], expected, atol=1e-4)
+        assert np.abs(expected).max() > 1e-3
+
+    def test_an_answer_that_fills_the_context_is_read_again(self, client: httpx.Client, replica: Served) -> None:
+        import_all(client)
+        max_context = replica.base.max_context
+        prompt_ids = (replica.ids(STORY) * max_context)[: max_context - 3]
+        body = {"model": f"{BASE_MODEL}:story", "prompt": prompt_ids, "max_tokens": 3, "temperature": 0}
+
+        answer = client.post(
+            "/v1/completions", json={**body, "ignore_eos": True, "routing": {"attribution": "ablation"}}
+        )
+
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["total_tokens"] == max_context
+        assert "effect" in answer.json()["choices"][0]["routing"]["attribution"][0]
+
+
 def own_states(folder: str, token_ids: list[int]) -> np.ndarray[Any, Any]:
     """transformers' own last hidden states of a text, averaged: [D]."""
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -41,11 +41,12 @@ class RequestRecord:
     prompt: str
     parameters: Mapping[str, Any]
     plan: RoutingPlan
-    base_fingerprint: str | None
     confidence: float | None
     max_new_tokens: int
     prompt_ids: Sequence[int]
     prompt_gates: Callable[[], Sequence[Mapping[str, float]]]
+    base_fingerprint: str | None = None
+    """Of the base model that the plan is for; None where any will do."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     token_ids: list[int] = field(default_factory=list)
     gates: list[Mapping[str, float]] = field(default_factory=list)

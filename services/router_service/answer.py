@@ -18,6 +18,8 @@ class Answer:
 
     def __init__(self, generations: Sequence[Generation], place: ExitStack) -> None:
         self.generations = generations
+        self.begun = list(generations)
+        """All that `close` ends."""
         self.tokens: AsyncGenerator[tuple[int, TokenEvent | None]] = merged(
             [generation.tokens() for generation in generations]
         )
@@ -43,5 +45,10 @@ class Answer:
         """End what still runs and give the places back. The second time does nothing."""
         with self._place.pop_all():
             await self.tokens.aclose()
-            for generation in self.generations:
+            for generation in self.begun:
                 await generation.close()
+
+
+def mean_logprob(tokens: Sequence[TokenEvent]) -> float:
+    """How likely an answer is, nats per token. Pure."""
+    return sum(event.logprob for event in tokens) / max(1, len(tokens))

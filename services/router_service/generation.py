@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Final
 
 from services.router_service.ablation import Ablation
 from services.router_service.answer_reading import WrittenAnswer
@@ -13,7 +14,9 @@ from services.router_service.request_log import RequestLog, RequestRecord
 from services.router_service.schemas.generation import Routing
 from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
-from services.shared.vocabulary import BASE, FinishReason
+from services.shared.vocabulary import BASE, FinishReason, PlanMode
+
+_WRITERS: Final = {PlanMode.ROUTED: "mixture", PlanMode.FIXED: "expert", PlanMode.BASE: BASE}
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Generation:
             release=self.record.plan.release,
             confidence=self.record.confidence,
             attribution=list(self.record.attribution),
+            integration=self.record.integration,
         )
 
     async def close(self) -> None:
@@ -142,6 +146,8 @@ class Generation:
         self._metrics.request_seconds.observe(seconds)
         self._observe_tokens(seconds)
         self._metrics.requests.labels(record.endpoint, record.finish_reason).inc()
+        if record.integration is not None:
+            self._metrics.integrations.labels(record.integration.mode, _WRITERS[record.plan.mode]).inc()
         self._metrics.count_tokens(
             num_prompt=len(record.prompt_ids), num_generated=len(record.token_ids), attribution=record.attribution
         )

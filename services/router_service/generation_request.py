@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from services.router_service.schemas.generation import Attribution
+from services.router_service.schemas.generation import AnswerOptions, Integration
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import ExpertRef
 
@@ -42,6 +42,8 @@ class FieldNames:
     """Put before the name of a sampling parameter."""
     max_new_tokens: str = "max_new_tokens"
     num_choices: str = "best_of"
+    options: str = "parameters."
+    """Put before the name of an option of ours."""
 
     def of(self, name: str) -> str:
         """Where a sampling parameter stands in the request."""
@@ -62,11 +64,17 @@ class GenerationRequest:
     max_new_tokens: int | None = None
     num_choices: int = 1
     prompt_logprobs: bool = False
-    attribution: Attribution = Attribution.SHARES
+    options: AnswerOptions = field(default_factory=AnswerOptions)
     token_effects: bool = False
     """With an ablation: also the effect on each token."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     names: FieldNames = FieldNames()
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that may run at the same time for it."""
+        is_ensemble = self.options.integration is Integration.ENSEMBLE
+        return self.num_choices * (self.options.num_members if is_ensemble else 1)
 
     def sampling_of(self, choice: int, *, max_new_tokens: int) -> SamplingParameters:
         """Sampling of one choice: its seed is the request's plus its number, so that each can be had again alone."""

@@ -77,6 +77,12 @@ class Metrics:
             ["expert"],
             registry=self.registry,
         )
+        self.integrations = Counter(
+            "amoe_integrations",
+            "Answers given, by mode of integration and who wrote them: the mixture, one expert, or the base.",
+            ["mode", "written_by"],
+            registry=self.registry,
+        )
         self._experts_shown: set[str] = set()
         self.log_dropped = Counter(
             "amoe_request_log_dropped",

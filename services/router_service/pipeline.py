@@ -4,7 +4,9 @@ import asyncio
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 from services.router_service.ablation import Ablation
 from services.router_service.admission import Admission
@@ -14,18 +16,20 @@ from services.router_service.catalog import Catalog, LoadedRelease
 from services.router_service.dispatch import Dispatcher
 from services.router_service.generation import Generation, RequestClock
 from services.router_service.generation_request import FieldNames, GenerationRequest, Speakers
+from services.router_service.integration.composed_answer import Opening, Parts
+from services.router_service.integration.modes import MODES, Mode, mode_of
 from services.router_service.metrics import Metrics
 from services.router_service.planning import choose_candidates, confidence_of, plan_base, plan_fixed
 from services.router_service.replicas import Replicas
 from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
-from services.router_service.schemas.generation import Attribution
+from services.router_service.schemas.generation import AnswerOptions, Attribution, IntegrationReport
 from services.router_service.scoring import PromptReader, PromptScores, routed_plan
 from services.shared.config import RouterServiceSettings
 from services.shared.errors import AmoeError, PromptTooLong
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
-from services.shared.vocabulary import BASE, FinishReason
+from services.shared.vocabulary import BASE, FinishReason, PlanMode
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,22 @@ class RoutedPrompt:
 
     def gates(self) -> Sequence[Mapping[str, float]]:
         """The gate's weights after each prompt token."""
-        if self.scores is not None:
+        if self.scores is not None and self.plan.mode is PlanMode.ROUTED:
             return self.scores.weights(self.plan.candidates)
         left = 1.0 - sum(self.plan.weights.values())
         fixed = {**self.plan.weights, **({BASE: left} if left > 0.0 else {})}
         return [fixed] * len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class PlannedSequence:
+    """A sequence that can begin. `mixture` is the plan that the release, or the request, made of the prompt."""
+
+    request: SequenceRequest
+    record: RequestRecord
+    ablation: Ablation | None
+    clock: RequestClock
+    mixture: RoutingPlan
 
 
 class Pipeline:
@@ -70,17 +85,25 @@ class Pipeline:
         self._admission = Admission(settings.max_concurrent_requests, metrics)
         self._answer_reader = AnswerReader(self._dispatcher, self._admission, metrics)
 
-    async def begin(self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str) -> Answer:
+    async def begin(
+        self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str, streamed: bool = False
+    ) -> Answer:
         """The answer to `requests`, all first tokens already here; every refusal is raised before that.
 
         Choice 0 of the first is remembered as `request_id`, the others as `request_id-1` and so on.
         """
         with self._refusals_counted(endpoint):
             check_limits(requests, self._settings)
+            mode = mode_of(requests, streamed=streamed)
             with ExitStack() as place:
-                place.enter_context(self._admission.admitted(sum(request.num_choices for request in requests)))
-                generations = await self._begin(requests, request_id=request_id, endpoint=endpoint)
-                return Answer(generations, place.pop_all())
+                place.enter_context(self._admission.admitted(sum(request.num_sequences for request in requests)))
+                planned = await self._plan(requests, mode, request_id=request_id, endpoint=endpoint)
+                openings = [partial(self._open, each) for each in planned]
+                generations = await begin_all([opening() for opening in openings[: mode.num_at_first]])
+                if mode.composed is None:
+                    return Answer(generations, place.pop_all())
+                parts = self._parts(requests[0].options, planned[0].mixture, openings[len(generations) :])
+                return mode.composed(generations, place.pop_all(), parts)
         raise AssertionError("unreachable")
 
     @contextmanager
@@ -112,36 +135,50 @@ class Pipeline:
         self._metrics.count_tokens(num_prompt=len(prompt.token_ids), num_generated=0, attribution=())
         return finished
 
-    async def _begin(
-        self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str
-    ) -> list[Generation]:
+    async def _plan(
+        self, requests: Sequence[GenerationRequest], mode: Mode, *, request_id: str, endpoint: str
+    ) -> list[PlannedSequence]:
+        """What is to be generated, prompt by prompt, choice by choice, in the order in which it may begin."""
         deadline = asyncio.get_running_loop().time() + self._settings.request_timeout_s
         clock = RequestClock(started_at=time.perf_counter(), deadline=deadline)
-        planned: list[tuple[SequenceRequest, RequestRecord, Ablation | None]] = []
+        planned: list[PlannedSequence] = []
         for request in requests:
-            prompt = await self.route(request)
-            num_new = self._num_new_tokens(request, len(prompt.token_ids))
-            for choice in range(request.num_choices):
+            routed = await self.route(request)
+            num_new = self._num_new_tokens(request, len(routed.token_ids))
+            for choice, plan in product(
+                range(request.num_choices), mode.plans(routed.plan, routed.scores, request.options)
+            ):
+                prompt = replace(routed, plan=plan)
                 sampling = request.sampling_of(choice, max_new_tokens=num_new)
                 log_id = f"{request_id}-{len(planned)}" if planned else request_id
                 record = _record(request, prompt, request_id=log_id, endpoint=endpoint, sampling=sampling)
                 sequence = _sequence_request(record, prompt, sampling, request)
-                planned.append((sequence, record, self._ablation(request)))
+                planned.append(PlannedSequence(sequence, record, self._ablation(request), clock, routed.plan))
         self._metrics.planning_seconds.observe(clock.elapsed_s)
-        return await begin_all([self._open(*each, clock) for each in planned])
+        return planned
 
     def _ablation(self, request: GenerationRequest) -> Ablation | None:
-        if request.attribution is not Attribution.ABLATION:
+        if request.options.attribution is not Attribution.ABLATION:
             return None
         return Ablation(self._answer_reader, with_tokens=request.token_effects)
 
-    async def _open(
-        self, request: SequenceRequest, record: RequestRecord, ablation: Ablation | None, clock: RequestClock
-    ) -> Generation:
+    def _parts(self, options: AnswerOptions, mixture: RoutingPlan, later: Sequence[Opening]) -> Parts:
+        """What an answer is chosen with."""
+        threshold = options.cascade_threshold
+        return Parts(
+            options=options,
+            mixture=mixture,
+            reader=self._answer_reader,
+            cascade_threshold=self._settings.cascade_threshold if threshold is None else threshold,
+            later=later,
+        )
+
+    async def _open(self, planned: PlannedSequence) -> Generation:
         """The sequence on a replica; one that no replica begins is remembered with the reason."""
+        record, clock = planned.record, planned.clock
         try:
             sequence = await self._dispatcher.open(
-                request, base_fingerprint=record.base_fingerprint, deadline=clock.deadline
+                planned.request, base_fingerprint=record.base_fingerprint, deadline=clock.deadline
             )
         except AmoeError as error:
             record.finish_reason = FinishReason.ERROR
@@ -154,7 +191,7 @@ class Pipeline:
             request_log=self._request_log,
             metrics=self._metrics,
             clock=clock,
-            ablation=ablation,
+            ablation=planned.ablation,
         )
 
     async def route(self, request: GenerationRequest) -> RoutedPrompt:
@@ -260,7 +297,16 @@ def _record(
         max_new_tokens=sampling.max_new_tokens,
         prompt_ids=prompt.token_ids,
         prompt_gates=prompt.gates,
+        integration=_integration(request),
     )
+
+
+def _integration(request: GenerationRequest) -> IntegrationReport | None:
+    """What is known from the beginning: not of answers that may not be given, nor where nothing is put together."""
+    mode = request.options.integration
+    if MODES[mode].composed is not None or request.speakers.weights is not None:
+        return None
+    return IntegrationReport(mode=mode)
 
 
 def _sequence_request(

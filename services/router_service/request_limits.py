@@ -9,11 +9,13 @@ from services.shared.errors import InvalidRequest
 
 def check_limits(requests: Sequence[GenerationRequest], settings: RouterServiceSettings) -> None:
     """Raise InvalidRequest naming the field that asks for too much, and the limit."""
-    num_choices = sum(request.num_choices for request in requests)
-    if num_choices > settings.max_choices:
+    num_sequences = sum(request.num_sequences for request in requests)
+    if num_sequences > settings.max_choices:
+        names = requests[0].names
+        is_ensemble = requests[0].num_sequences > requests[0].num_choices
         raise InvalidRequest(
-            f"The request asks for {num_choices} sequences; {settings.max_choices} are accepted at once.",
-            param=requests[0].names.of(requests[0].names.num_choices),
+            f"The request asks for {num_sequences} sequences; {settings.max_choices} are accepted at once.",
+            param=f"{names.options}ensemble_size" if is_ensemble else names.of(names.num_choices),
         )
     for request in requests:
         _check_new_tokens(request, settings.max_new_tokens)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from services.router_service.metrics import Metrics
-from services.router_service.schemas.generation import ExpertShare
+from services.router_service.schemas.generation import ExpertShare, IntegrationReport
 from services.router_service.token_log import TokenLog, encode_token_log
 from services.router_service.transactions import Transactions, plain_text
 from services.shared.database.rows import RequestRow
@@ -52,6 +52,8 @@ class RequestRecord:
     gates: list[Mapping[str, float]] = field(default_factory=list)
     generated_text: str = ""
     attribution: Sequence[ExpertShare] = ()
+    integration: IntegrationReport | None = None
+    """How it was put together; None for one that was not given, or whose experts the request named."""
     finish_reason: str | None = None
     error: Mapping[str, Any] | None = None
     engine_timings: SequenceTimings | None = None

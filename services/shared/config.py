@@ -166,6 +166,12 @@ class RouterServiceSettings(Section):
         le=1024,
         description="Experts that may speak in one request; at most a replica's slots, fewer if not all fit.",
     )
+    cascade_threshold: float = Field(
+        default=-0.5,
+        le=0.0,
+        description="With `integration: cascade`: the base model's answer is given when the mean log-probability of "
+        "its tokens is at least this, in nats.",
+    )
     max_unfinished_jobs: int = Field(
         default=100, ge=1, description="Jobs of one user that have not ended; more get 429. See `user` in POST /jobs."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
 
-from services.router_service.answer import Answer
+from services.router_service.answer import Answer, mean_logprob
 from services.router_service.api.disconnect import while_connected
 from services.router_service.api.event_stream import EventStreamResponse, sse_event
 from services.router_service.api.examples import ERRORS, GENERATE_EXAMPLES
@@ -95,7 +95,7 @@ async def _answer(
     async def whole() -> tuple[GenerateResponse, dict[str, str]]:
         async with await resources.pipeline.begin([wanted], request_id=request_id, endpoint=endpoint) as answer:
             tokens = await answer.whole()
-            best = max(range(len(tokens)), key=lambda index: _mean_logprob(tokens[index]))
+            best = max(range(len(tokens)), key=lambda index: mean_logprob(tokens[index]))
             generation = answer.generations[best]
             await generation.measure()
         # The timings in the headers are complete once the answer is closed.
@@ -116,7 +116,7 @@ async def _stream(
                 code="unsupported_parameter",
             )
     answer = await resources.pipeline.begin(
-        [read_tgi(body.inputs, body.parameters)], request_id=request_id, endpoint=endpoint
+        [read_tgi(body.inputs, body.parameters)], request_id=request_id, endpoint=endpoint, streamed=True
     )
     [generation] = answer.generations
     end = StreamEnd(generation.record.max_new_tokens, resources.tokenizer.eos_ids, stop=body.parameters.stop)
@@ -223,11 +223,6 @@ def _sequence(
         tokens=[_token(event, with_routing=True) for event in tokens],
         top_tokens=top,
     )
-
-
-def _mean_logprob(tokens: Sequence[TokenEvent]) -> float:
-    """How likely an answer is, by TGI's measure for best_of."""
-    return sum(event.logprob for event in tokens) / max(1, len(tokens))
 
 
 def _top_tokens(event: TokenEvent, tokenizer: Tokenizer) -> list[Token]:

@@ -37,10 +37,10 @@ async def read_chat(body: ChatRequest, resources: Resources) -> GenerationReques
         sampling=_sampling(body, num_top_logprobs=body.top_logprobs),
         max_new_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         num_choices=body.n,
-        attribution=body.routing.attribution,
+        options=body.routing,
         token_effects=body.routing.details,
         parameters=_logged(body),
-        names=FieldNames(prompt="messages", sampling="", max_new_tokens=name, num_choices="n"),
+        names=FieldNames(prompt="messages", sampling="", max_new_tokens=name, num_choices="n", options="routing."),
     )
 
 
@@ -64,10 +64,12 @@ async def read_completion(body: CompletionRequest, resources: Resources) -> list
             max_new_tokens=max(1, body.max_tokens),
             num_choices=body.n,
             prompt_logprobs=body.echo and body.logprobs is not None,
-            attribution=body.routing.attribution,
+            options=body.routing,
             token_effects=body.routing.details,
             parameters=_logged(body),
-            names=FieldNames(prompt="prompt", sampling="", max_new_tokens="max_tokens", num_choices="n"),
+            names=FieldNames(
+                prompt="prompt", sampling="", max_new_tokens="max_tokens", num_choices="n", options="routing."
+            ),
         )
         for prompt in body.prompt
     ]

@@ -31,7 +31,9 @@ async def respond(
     """The answer to `wanted` in the form that `body` asks for; a client that hangs up ends it."""
 
     async def begin() -> Answer:
-        return await resources.pipeline.begin(wanted, request_id=request_id, endpoint=form_class.endpoint)
+        return await resources.pipeline.begin(
+            wanted, request_id=request_id, endpoint=form_class.endpoint, streamed=body.stream
+        )
 
     if body.stream:
         answer = await begin()

@@ -22,7 +22,7 @@ def read_tgi(inputs: str, parameters: GenerateParameters) -> GenerationRequest:
         max_new_tokens=parameters.max_new_tokens,
         num_choices=_num_choices(parameters),
         prompt_logprobs=parameters.decoder_input_details,
-        attribution=parameters.attribution,
+        options=parameters,
         token_effects=parameters.details,
         parameters=parameters.model_dump(mode="json", exclude_unset=True),
         names=FieldNames(),

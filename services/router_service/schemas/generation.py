@@ -9,6 +9,7 @@ from services.shared.schemas.sampling import Bias, Penalty, Stop, TokenId
 from services.shared.vocabulary import MAX_LOGIT_BIASES, MAX_STOP_SEQUENCES, MAX_TOP_LOGPROBS, FinishReason
 
 MAX_FIXED_EXPERTS: Final = 64
+DEFAULT_ENSEMBLE_SIZE: Final = 3
 
 FixedWeight = Annotated[float, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 NewTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -34,12 +35,66 @@ class Attribution(StrEnum):
     ABLATION = "ablation"  # also by reading the answer again without each expert
 
 
-ATTRIBUTION_FIELD: Final = Field(
-    default=Attribution.SHARES,
-    description="`ablation` also measures how much less likely the answer is without each expert that has a share in "
-    "it. The answer is read once more as it was and once without each of them: (experts + 1) times the prompt's and "
-    "the answer's tokens, as prompts are read.",
-)
+class Integration(StrEnum):
+    """How what experts say becomes one answer."""
+
+    MIXTURE = "mixture"  # the gate mixes them at every token
+    SINGLE = "single"  # the one that scores best speaks alone
+    ENSEMBLE = "ensemble"  # several answer alone, one answer is chosen
+    CASCADE = "cascade"  # the base answers, the mixture where the base is not sure
+
+
+class EnsembleChoice(StrEnum):
+    """Which answer of an ensemble is given."""
+
+    LIKELIHOOD = "likelihood"  # the likeliest under the mixture
+    VOTE = "vote"  # the one that most members give, the likeliest among equals
+
+
+class AnswerOptions(BaseModel):
+    """How an answer is put together and what is found out about it: the same in TGI's schema and in OpenAI's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attribution: Attribution = Field(
+        default=Attribution.SHARES,
+        description="`ablation` also measures how much less likely the answer is without each expert that has a share "
+        "in it. The answer is read once more as it was and once without each of them: (experts + 1) times the prompt's "
+        "and the answer's tokens, as prompts are read.",
+    )
+    integration: Integration = Field(
+        default=Integration.MIXTURE,
+        description="`mixture`: the gate mixes experts at every token. `single`: whoever has the largest mean "
+        "posterior over the prompt, an expert or the base, answers alone. `ensemble`: the `ensemble_size` best of them "
+        "answer alone, and one answer is given. `cascade`: the base answers; if the mean log-probability of its tokens "
+        "is below `cascade_threshold`, the mixture does. The last two cannot be streamed and make one answer.",
+    )
+    ensemble_size: int | None = Field(default=None, ge=1, le=64, description="With `ensemble`; default 3.")
+    ensemble_choice: EnsembleChoice | None = Field(
+        default=None,
+        description="With `ensemble`. `likelihood` (default): the answer with the highest mean log-likelihood under "
+        "the mixture. `vote`: the one that most give, but for case and white space; the likeliest among equals.",
+    )
+    cascade_threshold: float | None = Field(
+        default=None, le=0.0, allow_inf_nan=False, description="With `cascade`; default: the service's setting."
+    )
+
+    @model_validator(mode="after")
+    def _are_of_the_mode_asked_for(self) -> Self:
+        modes = {
+            "ensemble_size": Integration.ENSEMBLE,
+            "ensemble_choice": Integration.ENSEMBLE,
+            "cascade_threshold": Integration.CASCADE,
+        }
+        for name, mode in modes.items():
+            if getattr(self, name) is not None and self.integration is not mode:
+                raise ValueError(f"{name} is for integration {mode.value}: ask for that too, or leave it out.")
+        return self
+
+    @property
+    def num_members(self) -> int:
+        """Answers of an ensemble."""
+        return self.ensemble_size or DEFAULT_ENSEMBLE_SIZE
 
 
 class MergedAdapters(BaseModel):
@@ -70,7 +125,7 @@ class MergedAdapters(BaseModel):
         return dict(zip(self.ids, self.weights or (1.0,) * len(self.ids), strict=True))
 
 
-class GenerateParameters(BaseModel):
+class GenerateParameters(AnswerOptions):
     """How to generate, and who may speak: nothing named means that the active release decides token by token."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -106,7 +161,6 @@ class GenerateParameters(BaseModel):
     )
     details: bool = Field(default=False, description="Also tokens, their log-probabilities and their experts.")
     decoder_input_details: bool = Field(default=False, description="Also the prompt's tokens (not when streaming).")
-    attribution: Attribution = ATTRIBUTION_FIELD
 
     @model_validator(mode="before")
     @classmethod
@@ -207,6 +261,27 @@ class ExpertShare(BaseModel):
     )
 
 
+class IntegrationCandidate(BaseModel):
+    """One of the answers that were made."""
+
+    written_by: str = Field(description="An expert, `base`, or `mixture`.")
+    request_id: str = Field(description="Name of its routing log.")
+    score: float = Field(
+        description="Nats per token: of an ensemble, the mean log-likelihood under the mixture; of a cascade, the mean "
+        "log-probability of the tokens when they were chosen."
+    )
+    votes: int | None = Field(default=None, exclude_if=_is_none, description="Members that give this answer.")
+    chosen: bool
+
+
+class IntegrationReport(BaseModel):
+    """How the answer was put together."""
+
+    mode: Integration
+    candidates: list[IntegrationCandidate] | None = Field(default=None, exclude_if=_is_none)
+    threshold: float | None = Field(default=None, exclude_if=_is_none, description="Of a cascade.")
+
+
 class Routing(BaseModel):
     """Who wrote the answer."""
 
@@ -217,6 +292,9 @@ class Routing(BaseModel):
         "expert. Null when the request itself named the experts. Not a probability that the answer is right."
     )
     attribution: list[ExpertShare]
+    integration: IntegrationReport | None = Field(
+        default=None, description="How the answer was put together; null when the request itself named the experts."
+    )
 
 
 class PromptToken(BaseModel):

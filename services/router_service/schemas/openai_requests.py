@@ -6,12 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PlainValidator, model_validator
 from pydantic.json_schema import WithJsonSchema
 
-from services.router_service.schemas.generation import (
-    ATTRIBUTION_FIELD,
-    MAX_FIXED_EXPERTS,
-    Attribution,
-    FixedWeight,
-)
+from services.router_service.schemas.generation import MAX_FIXED_EXPERTS, AnswerOptions, FixedWeight
 from services.shared.schemas.sampling import Bias, Penalty, Stop, TokenId
 from services.shared.vocabulary import MAX_LOGIT_BIASES, MAX_MESSAGES, MAX_STOP_SEQUENCES, MAX_TOP_LOGPROBS
 
@@ -95,7 +90,7 @@ def prompts_schema(limit: int) -> dict[str, Any]:
     }
 
 
-class RoutingOptions(BaseModel):
+class RoutingOptions(AnswerOptions):
     """Our own part of a request: who may speak, and what to tell of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,7 +99,6 @@ class RoutingOptions(BaseModel):
         default=None, min_length=1, max_length=MAX_FIXED_EXPERTS, description="Experts with fixed weights."
     )
     details: bool = Field(default=False, description="Also every token's weights.")
-    attribution: Attribution = ATTRIBUTION_FIELD
 
 
 class StreamOptions(BaseModel):

@@ -43,6 +43,8 @@ class ReplicaDouble:
     tokenizer: Tokenizer
     storage: Storage
     answer: str = "one two three four five six seven eight"
+    answers: dict[str, str] = field(default_factory=dict)
+    """What it says instead when one expert, or the base, speaks alone."""
     pause_s: float = 0.0
     reading_pause_s: float = 0.0
     """Before it has read an answer."""
@@ -192,9 +194,10 @@ class ReplicaDouble:
         )
 
     def _ids(self, request: SequenceRequest) -> list[int]:
-        """What it says: `answer`, unless a bias leaves one token only."""
+        """What it says, unless a bias leaves one token only."""
         forced = [token_id for token_id, bias in request.sampling.logit_bias.items() if bias == 100.0]
-        ids = forced or self.tokenizer.encode(self.answer, add_special_tokens=False)
+        alone = next(iter(request.plan.candidates), BASE) if request.plan.mode is not PlanMode.ROUTED else ""
+        ids = forced or self.tokenizer.encode(self.answers.get(alone, self.answer), add_special_tokens=False)
         return ids[: request.sampling.max_new_tokens]
 
     def _prompt_logprobs(self, request: SequenceRequest) -> tuple[float | None, ...]:

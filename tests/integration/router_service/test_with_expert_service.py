@@ -456,6 +456,68 @@ class TestAblation:
         assert "effect" in answer.json()["choices"][0]["routing"]["attribution"][0]
 
 
+class TestIntegration:
+    @pytest.fixture(autouse=True, name="release")
+    def released(
+        self, client: httpx.Client, sessions: sessionmaker[Session], replica: Served, root: Path
+    ) -> dict[str, Any]:
+        import_all(client)
+        return release_all(client, sessions, replica, root)
+
+    @staticmethod
+    def answer(client: httpx.Client, **parameters: Any) -> tuple[str, dict[str, Any]]:
+        """The text and who wrote it."""
+        body = {"inputs": SUMS, "parameters": {"max_new_tokens": 8, **parameters}}
+        found = client.post("/generate", json=body).json()
+        return found["generated_text"], found["routing"]
+
+    def test_one_answers_alone_as_if_it_had_been_named(self, client: httpx.Client) -> None:
+        scored = client.post("/route", json={"inputs": SUMS}).json()["tokens"]
+        means = {name: np.mean([token["scores"][name] for token in scored]) for name in scored[0]["scores"]}
+        best = max(means, key=means.__getitem__)
+
+        text, routing = self.answer(client, integration="single")
+
+        assert text == self.answer(client, adapter_id=best)[0]
+        assert routing["attribution"][0] == {"expert": best, "share": 1.0, "num_tokens": 8}
+        assert routing["integration"] == {"mode": "single"}
+
+    def test_the_likeliest_under_the_mixture_is_given_of_several(
+        self, client: httpx.Client, replica: Served, release: dict[str, Any]
+    ) -> None:
+        text, routing = self.answer(client, integration="ensemble", ensemble_size=4)
+
+        candidates = routing["integration"]["candidates"]
+        assert sorted(candidate["written_by"] for candidate in candidates) == sorted([*TEXTS, "base"])
+        experts = [{name: part[name] for name in ("name", "version", "digest")} for part in release["experts"]]
+        mixture = {
+            "mode": "routed",
+            "router": release["router_digest"],
+            "experts": experts,
+            "candidates": list(TEXTS),
+        }
+        for candidate in candidates:
+            logged = client.get(f"/requests/{candidate['request_id']}").json()
+            token_ids = [token["id"] for token in logged["tokens"]]
+            expected = TestAblation.read(replica, token_ids, logged["num_prompt_tokens"], mixture).mean()
+            assert candidate["score"] == pytest.approx(expected, abs=1e-4)
+            assert logged["generated_text"] == self.answer(client, adapter_id=candidate["written_by"])[0]
+        [chosen] = [candidate for candidate in candidates if candidate["chosen"]]
+        assert chosen["score"] == max(candidate["score"] for candidate in candidates)
+        assert routing["attribution"][0]["expert"] == chosen["written_by"]
+        assert text == self.answer(client, adapter_id=chosen["written_by"])[0]
+
+    @pytest.mark.parametrize(("threshold", "writer"), [(0.0, "mixture"), (-100.0, "base")])
+    def test_the_base_answers_unless_it_is_not_sure(self, client: httpx.Client, threshold: float, writer: str) -> None:
+        text, routing = self.answer(client, integration="cascade", cascade_threshold=threshold)
+
+        assert text == self.answer(client, **({} if writer == "mixture" else {"adapter_id": "base"}))[0]
+        report = routing["integration"]
+        assert report["threshold"] == threshold
+        assert [(part["written_by"], part["chosen"]) for part in report["candidates"]][-1] == (writer, True)
+        assert report["candidates"][0]["written_by"] == "base"
+
+
 def own_states(folder: str, token_ids: list[int]) -> np.ndarray[Any, Any]:
     """transformers' own last hidden states of a text, averaged: [D]."""
     model = AutoModelForCausalLM.from_pretrained(folder)

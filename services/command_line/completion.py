@@ -27,6 +27,11 @@ def complete_releases(context: typer.Context, incomplete: str) -> list[Offer]:
     return _offer(context, "/releases?limit=100", "status", incomplete)
 
 
+def complete_gaps(context: typer.Context, incomplete: str) -> list[Offer]:
+    """Ids of the gaps that were met last."""
+    return _offer(context, "/gaps?limit=100", "expert_name", incomplete)
+
+
 def _offer(context: typer.Context, path: str, word: str, incomplete: str) -> list[Offer]:
     try:
         return [offer for offer in _known(context, path, word) if offer[0].startswith(incomplete)]

@@ -17,6 +17,7 @@ from services.shared.modeling.bigram_evidence import DEFAULT_MAX_TOKENS
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.gap_analysis import DAY_S, GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
@@ -67,10 +68,9 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
     match spec:
         case ExpertJobSpec():
             report = _expert(report, spec, surveys, ground)
-        case RouterJobSpec(router=RouterKind.LEARNED):
-            report = _learned_router(report, spec, ground)
         case RouterJobSpec():
-            report = _bayes_router(report, spec, ground)
+            of_kind = _learned_router if spec.router == RouterKind.LEARNED else _bayes_router
+            report = of_kind(report, spec, ground)
         case ImageCooperationJobSpec():
             report = _image_experiment(report, spec, ground)
         case CooperationGraphJobSpec():
@@ -79,6 +79,8 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
             report = report.model_copy(update={"num_steps": num_steps, "num_tokens": num_tokens})
         case EvaluationJobSpec():
             report = _evaluation(report, spec, surveys, ground)
+        case GapAnalysisJobSpec():
+            report = report.model_copy(update={"plan": _gap_plan(spec)})
     if report.estimate is None and not isinstance(spec, ExpertJobSpec):
         report = report.model_copy(update={"estimate": estimate_from(ground.recorded, work_of(spec))})
     return report.model_copy(update={"warnings": _warnings(report)})
@@ -212,6 +214,13 @@ def _bayes_router(report: DryRun, spec: RouterJobSpec, ground: Ground) -> DryRun
             "estimate": estimate_from(ground.recorded, work_of(spec))
             or estimate(ground.shape, work, queue=ground.queue, measured=None),
         }
+    )
+
+
+def _gap_plan(spec: GapAnalysisJobSpec) -> str:
+    return (
+        f"At most {spec.max_requests} flagged requests of the last {spec.window_s / DAY_S:.3g} days, beside as many "
+        f"ordinary ones, are put into clusters; each of {spec.min_cluster_size} or more becomes a gap."
     )
 
 

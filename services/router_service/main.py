@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from services.router_service.api import (
     experts,
     files,
+    gaps,
     garbage,
     generate,
     health,
@@ -90,6 +91,7 @@ _ROUTES: Final = (
     releases,
     replicas,
     requests,
+    gaps,
     garbage,
     tgi_info,
     health,

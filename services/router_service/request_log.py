@@ -61,7 +61,7 @@ class RequestRecord:
     flagged: bool | None = None
     domain: str | None = None
     domain_probability: float | None = None
-    states: ArrayLike | None = None  # [D], kept of flagged requests only
+    states: ArrayLike | None = None  # [D], kept whether prompts are or not
     prompt_nats: float | None = None
     base_nats: float | None = None
 
@@ -181,7 +181,7 @@ def _row(record: RequestRecord, *, store_prompts: bool) -> dict[str, Any]:
         "flagged": record.flagged,
         "domain": record.domain,
         "domain_probability": record.domain_probability,
-        "states": pack_states(record.states) if record.flagged and record.states is not None else None,
+        "states": pack_states(record.states) if record.states is not None else None,
         "prompt_nats": record.prompt_nats,
         "base_nats": record.base_nats,
     }

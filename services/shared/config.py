@@ -6,10 +6,11 @@ Settings are frozen and read once, in each process's `main`; nobody else reads t
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -241,6 +242,32 @@ class TrainerSettings(Section):
     celery_queue: str = Field(default="cpu", description="Queue that jobs are sent to and this worker takes from.")
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    return pattern
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
+
+
+class GapSettings(Section):
+    """Gaps: what the mixture is asked for and cannot answer well."""
+
+    analyse_every_s: float = Field(
+        default=3600.0,
+        ge=0.0,
+        description="How often a gap_analysis job is submitted by itself, if requests were flagged since; 0: never.",
+    )
+    redact: tuple[RegularExpression, ...] = Field(
+        default=(r"[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+", r"\d(?:[ -]?\d){7,}"),
+        description="Regular expressions: what they match in a prompt is `[redacted]` in a gap's report. Default: "
+        "e-mail addresses, and eight digits or more.",
+    )
+
+
 class TelemetrySettings(Section):
     """Logs."""
 
@@ -281,6 +308,7 @@ class Settings(BaseSettings):
     router_service: RouterServiceSettings = RouterServiceSettings()
     expert_service: ExpertServiceSettings = ExpertServiceSettings()
     trainer: TrainerSettings = TrainerSettings()
+    gaps: GapSettings = GapSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod

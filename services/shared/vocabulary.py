@@ -93,6 +93,7 @@ class JobKind(StrEnum):
     IMAGE_COOPERATION = "image_cooperation"
     EVALUATION = "evaluation"
     COOPERATION_GRAPH = "cooperation_graph"
+    GAP_ANALYSIS = "gap_analysis"
 
 
 class JobQueue(StrEnum):

@@ -43,3 +43,7 @@ def handler_of(kind: JobKind) -> Handler:
             from services.trainer_worker.cooperation_graph_job import run_cooperation_graph_job
 
             return run_cooperation_graph_job
+        case JobKind.GAP_ANALYSIS:
+            from services.trainer_worker.gap_analysis.job import run_gap_analysis_job
+
+            return run_gap_analysis_job

@@ -1,4 +1,4 @@
-"""Brings back jobs that a lost worker or a lost message would leave lying, and has garbage removed from storage.
+"""Brings back jobs that a lost worker or a lost message would leave lying, has garbage removed and gaps looked for.
 
 Every worker has one, as a small process of its own; any number of them may run at once.
 """
@@ -21,6 +21,7 @@ from services.shared.lost_jobs import Reaped, reap_jobs
 from services.shared.queue import celery_client, enqueue_job, num_waiting
 from services.shared.telemetry import configure_logging, get_logger
 from services.trainer_worker.garbage_collection import GarbageCollection
+from services.trainer_worker.scheduled_analyses import ScheduledAnalyses
 
 log = get_logger(__name__)
 
@@ -48,11 +49,13 @@ def run_reaper(settings: Settings, *, should_stop: Callable[[float], bool]) -> N
     engine = open_engine(settings.database, application_name="adaptive-moe-reaper")
     sessions = session_factory(engine)
     garbage = GarbageCollection(settings.storage, sessions)
+    analyses = ScheduledAnalyses(settings, sessions, client)
     was_down = False
     while not should_stop(settings.trainer.reap_every_s):
         try:
             reap_once(sessions, client, settings)
             garbage.run_if_due()
+            analyses.run_if_due()
         except (DatabaseDown, BrokerDown) as error:
             if not was_down:
                 log.warning("jobs cannot be looked after for now", reason=str(error).splitlines()[0][:200])

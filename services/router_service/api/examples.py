@@ -88,6 +88,10 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
             "create_release": True,
         },
     },
+    "gaps": {
+        "summary": "Look for gaps among the requests of the last day",
+        "value": {"kind": "gap_analysis", "window_s": 86400, "min_cluster_size": 8},
+    },
     "images": {
         "summary": "Image experts with a cooperation graph, on the built-in digits",
         "value": {"kind": "image_cooperation", "setting": "published", "num_epochs": 10, "top_k": 2, "l1": 0.1},

@@ -260,7 +260,7 @@ class RequestRow(Row):
     flagged: Mapped[bool | None]  # outside of what the release knows; NULL: it has no calibration
     domain: Mapped[str | None]
     domain_probability: Mapped[float | None]
-    states: Mapped[bytes | None]  # of flagged ones: the prompt's mean early hidden state (packed_states.py)
+    states: Mapped[bytes | None]  # the mean of the prompt's early hidden states (packed_states.py)
     prompt_nats: Mapped[float | None]  # of the prompt under the mixture, nats per token
     base_nats: Mapped[float | None]  # and under the base model alone
 
@@ -274,6 +274,7 @@ class GapRow(Row):
     id: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[str] = mapped_column(server_default=GapStatus.OPEN.value)
     merged_into: Mapped[str | None] = mapped_column(ForeignKey("gaps.id"))
+    follows: Mapped[str | None] = mapped_column(ForeignKey("gaps.id"))  # a closed one that it is like
     base_fingerprint: Mapped[str]  # whose hidden states `centroid` is made of
     release: Mapped[str | None]  # the one that answered most of its requests
     num_prompts: Mapped[int]

@@ -9,6 +9,7 @@ from services.shared.errors import InvalidRequest
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
+from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec
 from services.shared.vocabulary import BASE, JobKind, JobQueue, JobStatus, RouterKind
@@ -115,7 +116,12 @@ class RouterJobSpec(JobSpecBase):
 
 
 JobSpec = Annotated[
-    ExpertJobSpec | RouterJobSpec | EvaluationJobSpec | CooperationGraphJobSpec | ImageCooperationJobSpec,
+    ExpertJobSpec
+    | RouterJobSpec
+    | EvaluationJobSpec
+    | CooperationGraphJobSpec
+    | ImageCooperationJobSpec
+    | GapAnalysisJobSpec,
     Field(discriminator="kind"),
 ]
 

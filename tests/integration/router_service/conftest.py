@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.router_service.main import build_app
 from services.shared.config import RouterServiceSettings, RouterSettings, Settings
-from services.shared.database.rows import Row
+from services.shared.database.rows import GapRequestRow, GapRow, RequestRow, Row
 from services.shared.database.session import session_factory
 from services.shared.modeling.bigram_evidence import build_bigram_evidence
 from services.shared.modeling.router_artifact import write_bayes_router
+from services.shared.packed_states import pack_states
 from services.shared.registry import create_release, latest_versions, register_expert
 from services.shared.release_activation import activate_release
 from services.shared.schemas.sequences import AdapterReport
@@ -29,6 +31,7 @@ from tests.integration.router_service.running import served
 REPORT = AdapterReport(
     rank=8, num_parameters=10, num_bytes=40, target_modules=("q_proj",), lowest_layer=0, base_fingerprint=FINGERPRINT
 )
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @dataclass
@@ -132,6 +135,52 @@ def three_experts(registry: Registry) -> str:
     for name in TEXTS:
         registry.expert(name)
     return registry.release(*TEXTS)
+
+
+@pytest.fixture
+def make_gap(sessions: sessionmaker[Session]) -> Callable[..., str]:
+    """A gap with two requests, as an analysis leaves it; each is seen an hour after the one before."""
+    made: list[str] = []
+
+    def make() -> str:
+        number = len(made)
+        gap_id = f"gap-{number:012x}"
+        with sessions.begin() as session:
+            session.add(
+                GapRow(
+                    id=gap_id,
+                    base_fingerprint="f",
+                    release="release-1",
+                    num_prompts=2,
+                    trend=1.5,
+                    domain="law",
+                    keywords=["article", "clause"],
+                    expert_name=f"law_article_{number}_expert",
+                    centroid=pack_states([1.0, 0.0]),
+                    report={"typical_prompts": ["Article 4"], "data_request": {"num_examples": 150}},
+                    job_id="job-1",
+                    last_seen_at=NOON + timedelta(hours=number),
+                )
+            )
+            for place in range(2):
+                request = RequestRow(
+                    id=f"r{number}-{place}",
+                    endpoint="/generate",
+                    plan={},
+                    parameters={},
+                    num_prompt_tokens=1,
+                    num_generated_tokens=1,
+                    attribution=[],
+                    timings={},
+                    flagged=True,
+                )
+                session.add(request)
+                session.flush()
+                session.add(GapRequestRow(request_id=request.id, gap_id=gap_id))
+        made.append(gap_id)
+        return gap_id
+
+    return make
 
 
 @pytest.fixture

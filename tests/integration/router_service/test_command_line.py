@@ -109,6 +109,28 @@ class TestReleases:
         assert sorted(path.name for path in tmp_path.glob("*.tar*")) == ["broken.tar", "r.tar"]
 
 
+class TestGaps:
+    def test_listed_shown_merged_and_dismissed(
+        self, make_gap: Callable[..., str], client: httpx.Client, cli: Cli
+    ) -> None:
+        first, second, third = (make_gap() for _ in range(3))
+
+        listed = cli("gaps", "list")
+        shown = cli("gaps", "show", first)
+        merged = printed(cli("gaps", "merge", second, first, "--json"))
+        dismissed = cli("gaps", "dismiss", third)
+        again = cli("gaps", "dismiss", third)
+        job = cli("gaps", "analyse", "--set", "min_cluster_size=5")
+
+        assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [third, second, first]
+        assert "law_article_0_expert" in shown.stdout
+        assert shown.stdout.endswith("Article 4\n")
+        assert (merged["id"], merged["num_prompts"]) == (first, 4)
+        assert (dismissed.returncode, again.returncode) == (0, 1)
+        assert "no longer open" in again.stderr
+        assert client.get(f"/jobs/{job.stdout.strip()}").json()["spec"]["min_cluster_size"] == 5
+
+
 class TestExperts:
     def test_imported_shown_and_retired(self, three_experts: str, cli: Cli, tmp_path: Path) -> None:
         folder = tmp_path / "adapter"

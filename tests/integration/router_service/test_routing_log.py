@@ -234,12 +234,11 @@ class TestWhatIsKnownOfARequest:
         assert row.states is not None
         assert unpack_states(row.states).tolist() == [0.5, -2.0]
 
-    @pytest.mark.parametrize("flagged", [False, None])
-    def test_states_of_requests_that_are_not_flagged_are_not_kept(
-        self, sessions: sessionmaker[Session], record: RequestRecord, *, flagged: bool | None
+    def test_without_a_calibration_nothing_is_said(
+        self, sessions: sessionmaker[Session], record: RequestRecord
     ) -> None:
         with sessions.begin() as session:
-            write_records(session, [replace(record, flagged=flagged)], store_prompts=True)
+            write_records(session, [replace(record, flagged=None, states=None)], store_prompts=True)
             row = session.get_one(RequestRow, "r1")
 
-        assert (row.flagged, row.states) == (flagged, None)
+        assert (row.flagged, row.states) == (None, None)

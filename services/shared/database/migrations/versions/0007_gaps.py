@@ -47,6 +47,7 @@ def _create_gaps() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("status", sa.String(), server_default="open", nullable=False),
         sa.Column("merged_into", sa.String(), nullable=True),
+        sa.Column("follows", sa.String(), nullable=True),
         sa.Column("base_fingerprint", sa.String(), nullable=False),
         sa.Column("release", sa.String(), nullable=True),
         sa.Column("num_prompts", sa.Integer(), nullable=False),
@@ -64,6 +65,7 @@ def _create_gaps() -> None:
         sa.Column("last_seen_at", moment, nullable=False),
         sa.Column("closed_at", moment, nullable=True),
         sa.ForeignKeyConstraint(["merged_into"], ["gaps.id"], name=op.f("fk_gaps_merged_into_gaps")),
+        sa.ForeignKeyConstraint(["follows"], ["gaps.id"], name=op.f("fk_gaps_follows_gaps")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_gaps")),
     )
     op.create_index("ix_gaps_status_last_seen_at_id", "gaps", ["status", "last_seen_at", "id"])

@@ -9,7 +9,6 @@ and read is kept in --work, so an interrupted run goes on.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,12 +16,11 @@ import torch
 from benchmarks.evaluation_run import add_evaluation_arguments, evaluate_and_report, specification
 from services.shared.config import Settings
 from services.shared.modeling.base_model import LoadedBase, load_base_model
-from services.shared.publishing import EXEMPLARS_FILE, add_evidence
 from services.shared.schemas.evaluation import MultiTaskTraining
-from services.shared.training_text import read_examples
 from services.trainer_worker.demo.domains import DEMO_DOMAINS, DOMAINS, HELD_BACK_DOMAINS
 from services.trainer_worker.demo.experts import as_example
 from services.trainer_worker.demo.plan import DEFAULT_SEED, ExpertPlan
+from services.trainer_worker.demo.subject import demo_subject
 from services.trainer_worker.evaluation.held_out import columns_of, in_order
 from services.trainer_worker.evaluation.study import Study
 from services.trainer_worker.evaluation.subject import Subject
@@ -62,24 +60,6 @@ def main() -> None:
         training={name: training[name] for name in columns},
     )
     evaluate_and_report(study, arguments, benchmark="demo_evaluation", release="demo", base_model="demo")
-
-
-def demo_subject(demo: Path, work: Path) -> Subject:
-    """The demo's experts with the evidence that they get when the demo is first started."""
-    base = _base(demo)
-    experts = []
-    for name in DEMO_DOMAINS:
-        folder = work / "experts" / name
-        if not folder.exists():
-            partial = work / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(demo / "experts" / name, partial)
-            exemplars = read_examples(partial / EXEMPLARS_FILE, filename=EXEMPLARS_FILE)
-            add_evidence(partial, examples=exemplars, tokenizer=base.tokenizer)
-            folder.parent.mkdir(exist_ok=True)
-            partial.rename(folder)
-        experts.append((name, folder))
-    return Subject(base, experts, demo / "router", None)
 
 
 def _base(demo: Path) -> LoadedBase:

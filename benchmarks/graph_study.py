@@ -17,11 +17,11 @@ from typing import Final
 
 import torch
 
-from benchmarks.demo_evaluation import demo_subject
 from benchmarks.results_file import machine
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.training_text import Example
 from services.trainer_worker.demo.domains import DEMO_DOMAINS, DOMAINS
+from services.trainer_worker.demo.subject import demo_subject
 from services.trainer_worker.evaluation.subject import Subject
 from services.trainer_worker.graph_artifact import headline, write_report
 from services.trainer_worker.progress import TrainingProgress

@@ -66,6 +66,9 @@ def create(  # noqa: PLR0913 - the fields of a release
     router: Annotated[str | None, typer.Option(help="Digest of a router. Default: the active release's.")] = None,
     router_job: Annotated[str | None, typer.Option(help="Or the router that this job made.")] = None,
     graph: Annotated[str | None, typer.Option(help="Digest of a cooperation graph. Default: none.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Digest of a calibration. Default: the active release's, with its router.")
+    ] = None,
     note: Annotated[str, typer.Option(help="A word about it.")] = "",
     activate: ActivateOption = False,
     url: UrlOption = None,
@@ -73,7 +76,14 @@ def create(  # noqa: PLR0913 - the fields of a release
 ) -> None:
     """Make a release; it is staged until it is activated."""
     with connected(url) as api:
-        given = {"experts": experts, "router": router, "router_job": router_job, "graph": graph, "note": note}
+        given = {
+            "experts": experts,
+            "router": router,
+            "router_job": router_job,
+            "graph": graph,
+            "calibration": calibration,
+            "note": note,
+        }
         release = api.post("/releases", {field: value for field, value in given.items() if value is not None})
         _print_release(_activated(api, release, activate=activate), as_json=as_json)
 
@@ -169,6 +179,7 @@ def _print_release(release: dict[str, Any], *, as_json: bool) -> None:
             "base model": release["base_model"],
             "router": f"{release['router_kind']} {short(release['router_digest'])}",
             "graph": short(release["graph_digest"]),
+            "calibration": short(release["calibration_digest"]),
             "experts": ", ".join(f"{expert['name']}@{expert['version']}" for expert in release["experts"]),
             "losses": (release["evaluation"] or {}).get("losses"),
             "note": release["note"],

@@ -11,7 +11,7 @@ def comparison_lines(comparison: dict[str, Any]) -> Iterator[str]:
     if comparison["same_content"]:
         yield f"{comparison['a']} and {comparison['b']} serve the same: {short(comparison['digest']['a'])}"
     yield from _experts(comparison["experts"])
-    for part in ("base_fingerprint", "graph"):
+    for part in ("base_fingerprint", "graph", "calibration"):
         if comparison[part] is not None:
             yield f"{part.replace('_', ' ')}: {_arrow(comparison[part], short)}"
     if comparison["router"] is not None:

@@ -18,6 +18,7 @@ from services.expert_service.sequence import PlannedAdapter, Sequence
 from services.expert_service.sequence_gate import Scorer, SequenceGate
 from services.shared.errors import InvalidRequest, PromptTooLong
 from services.shared.modeling.base_model import LoadedBase
+from services.shared.modeling.wiring import decoder_stack
 from services.shared.schemas.sequences import RoutingPlan, SequenceRequest
 from services.shared.vocabulary import PlanMode
 
@@ -37,6 +38,7 @@ class Admission:
     async def prepare(self, request: SequenceRequest) -> Sequence:
         """A sequence ready to submit, its adapters and router in memory. Raises what the caller must be told."""
         self._check_lengths(request)
+        self._check_layer(request)
         check_plan(request.plan)
         planned = await self._planned(request.plan)
         self.slots.check_fits(planned)
@@ -88,6 +90,13 @@ class Admission:
                 f"{num_prompt} prompt tokens and {num_new} new ones exceed the context of {self.base.max_context}. "
                 "Shorten the prompt or lower max_new_tokens.",
                 param="max_new_tokens" if num_prompt < self.base.max_context else "prompt_ids",
+            )
+
+    def _check_layer(self, request: SequenceRequest) -> None:
+        num_layers = len(decoder_stack(self.base.model)[1])
+        if request.states_layer is not None and request.states_layer >= num_layers:
+            raise InvalidRequest(
+                f"states_layer must lie in 0..{num_layers - 1} for this base model.", param="states_layer"
             )
 
     async def _planned(self, plan: RoutingPlan) -> tuple[PlannedAdapter, ...]:

@@ -116,8 +116,8 @@ class ModelRunner:
             logits_BQV: Tensor = self._call(batch, self._cache, **arguments).logits
         for gate, state in gates.advanced:
             gate.state = state
-        for states_BQD in heard:
-            _pool(spans, states_BQD)
+        for layer, states_BQD in heard.items():
+            _pool(spans, layer, states_BQD)
         return logits_BQV if all_logits else logits_BQV[:, -1]
 
     @torch.inference_mode()
@@ -187,21 +187,26 @@ class ModelRunner:
             yield
 
     @contextmanager
-    def _listening(self, spans: Items[Span]) -> Iterator[list[Tensor]]:
-        """The pass's last hidden states, [B, Q, D], where one of the spans wants them; otherwise nothing is kept."""
-        heard: list[Tensor] = []
-        if not any(span.sequence.wants_states for span in spans):
+    def _listening(self, spans: Items[Span]) -> Iterator[dict[int | None, Tensor]]:
+        """The pass's hidden states, [B, Q, D], after as many layers as spans want them of; None: the last."""
+        heard: dict[int | None, Tensor] = {}
+        with ExitStack() as stack:
+            for layer in {span.sequence.request.states_layer for span in spans if span.sequence.wants_states}:
+                stack.callback(self._listen(layer, heard).remove)
             yield heard
-            return
 
-        def hear(_body: nn.Module, _args: Any, output: Any) -> None:
-            heard.append(output.last_hidden_state)
+    def _listen(self, layer: int | None, heard: dict[int | None, Tensor]) -> Any:
+        """Have a pass put the states after `layer` layers into `heard`, until the returned handle is removed."""
 
-        handle = self._body.register_forward_hook(hear)
-        try:
-            yield heard
-        finally:
-            handle.remove()
+        def hear_last(_body: nn.Module, _args: Any, output: Any) -> None:
+            heard[None] = output.last_hidden_state
+
+        def hear_before(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            heard[layer] = args[0] if args else kwargs["hidden_states"]
+
+        if layer is None:
+            return self._body.register_forward_hook(hear_last)
+        return self._stack[layer].register_forward_pre_hook(hear_before, with_kwargs=True)
 
     def _decider(self, tap_layer: int, batch: ForwardBatch, gates: SpanGates) -> Any:
         """What the tap's hook does: hear the trunk, then answer for all rows."""
@@ -295,11 +300,12 @@ class _TapReached(Exception):  # control flow, caught where it is made
         self.states_BQD = states_BQD
 
 
-def _pool(spans: Items[Span], states_BQD: Tensor) -> None:
-    """Every wanted span's states, which stand at the end of its row, into its sequence's mean."""
+def _pool(spans: Items[Span], layer: int | None, states_BQD: Tensor) -> None:
+    """The states of all spans that want this layer's, which stand at the end of their rows, into their means."""
     for span, states_QD in zip(spans, states_BQD, strict=True):
-        if span.sequence.wants_states and span.sequence.pooled is not None:
-            span.sequence.pooled.add(states_QD[-span.count :])
+        sequence = span.sequence
+        if sequence.wants_states and sequence.pooled is not None and sequence.request.states_layer == layer:
+            sequence.pooled.add(states_QD[-span.count :])
 
 
 def _speaking(weights_TC: Weights) -> Iterable[int]:

@@ -2,7 +2,7 @@
 
 Layout of the demo: `base/`, `experts/<name>/` (PEFT files, `exemplars.jsonl`, or `evidence/`), `router/`, `graph/`.
 Evidence and a Bayes router are made here where they are missing. A graph is imported only if its own measurement turned
-it on: `"enabled": true` in `graph.json`.
+it on: `"enabled": true` in `graph.json`. `calibration/` is imported if it is there.
 """
 
 import json
@@ -17,6 +17,7 @@ from services.local_stack.stack import PROJECT_ROOT
 from services.shared.config import Settings
 from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseRow
 from services.shared.database.session import open_engine, session_factory
+from services.shared.modeling.calibration import CALIBRATION_FILE
 from services.shared.modeling.router_artifact import ROUTER_FILE, read_router_file
 from services.shared.publishing import EXEMPLARS_FILE
 from services.shared.registry import create_release, register_expert
@@ -86,6 +87,7 @@ class _DemoImport:
             graph_digest=self._graph_digest(),
             version_ids=[version.id for version in versions],
             note="the demo",
+            calibration_digest=self._calibration_digest(),
         )
         return activate_release(self._session, release.number, expected_active=None)
 
@@ -131,3 +133,7 @@ class _DemoImport:
         if not description.exists() or not json.loads(description.read_text()).get("enabled", False):
             return None
         return self._storage.publish(description.parent)
+
+    def _calibration_digest(self) -> str | None:
+        folder = self._demo / "calibration"
+        return self._storage.publish(folder) if (folder / CALIBRATION_FILE).exists() else None

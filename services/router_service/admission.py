@@ -18,6 +18,11 @@ class Admission:
         self._metrics = metrics
         self._num_in_flight = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next request would be refused."""
+        return self._num_in_flight >= self._limit
+
     @contextmanager
     def spare(self, at_most: int) -> Iterator[int]:
         """As many places as are free, none if none is; for work that can also be done in the caller's own place."""

@@ -19,6 +19,7 @@ from services.router_service.metrics import Metrics
 from services.router_service.transactions import Transactions
 from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseRow
 from services.shared.errors import AmoeError, NotFound, Unavailable
+from services.shared.modeling.calibration import Calibration
 from services.shared.modeling.release_scorer import ReleaseScorer
 from services.shared.registry import active_release, find_release, latest_versions
 from services.shared.schemas.sequences import ExpertRef
@@ -46,6 +47,9 @@ class LoadedRelease:
     graph: str | None
     experts: tuple[ExpertRef, ...]
     scorer: ReleaseScorer
+    domains: tuple[str, ...] = ()
+    """Of the experts, in their order: what each is registered for, or else its name."""
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,16 @@ class Catalog:
             graph=row.graph_digest,
             experts=experts,
             scorer=scorer,
+            domains=tuple(column.version.expert.domain or column.version.expert_name for column in row.experts),
+            calibration=self._calibration(row, scorer),
         )
+
+    def _calibration(self, row: ReleaseRow, scorer: ReleaseScorer) -> Calibration | None:
+        if row.calibration_digest is None:
+            return None
+        calibration = Calibration.load(self._storage.artifact(row.calibration_digest))
+        calibration.check_fits(scorer)
+        return calibration
 
     async def check(self, number: int) -> None:
         """Raise what activating release `number` would trip over, before it is activated."""

@@ -14,6 +14,7 @@ from services.router_service.training_cost import MeasuredRate, Work, estimate
 from services.shared.base_shape import BaseShape
 from services.shared.database.rows import JobRow
 from services.shared.modeling.bigram_evidence import DEFAULT_MAX_TOKENS
+from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
@@ -73,14 +74,12 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
             report = of_kind(report, spec, ground)
         case ImageCooperationJobSpec():
             report = _image_experiment(report, spec, ground)
-        case CooperationGraphJobSpec():
-            num_steps, numbers = graph_steps(spec), spec.hyperparameters
-            num_tokens = num_steps * numbers.batch_size * ground.within_context(numbers.max_length)
-            report = report.model_copy(update={"num_steps": num_steps, "num_tokens": num_tokens})
         case EvaluationJobSpec():
             report = _evaluation(report, spec, surveys, ground)
         case GapAnalysisJobSpec():
             report = report.model_copy(update={"plan": _gap_plan(spec)})
+        case CooperationGraphJobSpec() | CalibrationJobSpec():
+            report = report.model_copy(update=_counts(spec, ground))
     if report.estimate is None and not isinstance(spec, ExpertJobSpec):
         report = report.model_copy(update={"estimate": estimate_from(ground.recorded, work_of(spec))})
     return report.model_copy(update={"warnings": _warnings(report)})
@@ -233,6 +232,15 @@ def _image_experiment(report: DryRun, spec: ImageCooperationJobSpec, ground: Gro
         plan = f"{epochs}, over {ground.num_pictures} pictures."
         num_steps = spec.num_steps(ground.num_pictures)
     return report.model_copy(update={"plan": plan, "num_steps": num_steps, "num_epochs": float(spec.num_epochs)})
+
+
+def _counts(spec: CooperationGraphJobSpec | CalibrationJobSpec, ground: Ground) -> dict[str, object]:
+    if isinstance(spec, CalibrationJobSpec):
+        plan = "Reads every document under the base model, its own expert, the mixture and the mixture without it."
+        return {"plan": plan, "num_tokens": round(work_of(spec))}
+    num_steps, numbers = graph_steps(spec), spec.hyperparameters
+    num_tokens = num_steps * numbers.batch_size * ground.within_context(numbers.max_length)
+    return {"num_steps": num_steps, "num_tokens": num_tokens}
 
 
 def _evaluation(report: DryRun, spec: EvaluationJobSpec, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:

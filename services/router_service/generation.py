@@ -9,8 +9,9 @@ from services.router_service.ablation import Ablation
 from services.router_service.answer_reading import WrittenAnswer
 from services.router_service.attribution import attribute
 from services.router_service.dispatch import OpenSequence
+from services.router_service.flagged_prompts import FlaggedPrompts
 from services.router_service.metrics import Metrics
-from services.router_service.request_log import RequestLog, RequestRecord
+from services.router_service.request_log import RequestRecord
 from services.router_service.schemas.generation import Routing
 from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
@@ -40,7 +41,7 @@ class Generation:
         *,
         sequence: OpenSequence,
         record: RequestRecord,
-        request_log: RequestLog,
+        records: FlaggedPrompts,
         metrics: Metrics,
         clock: RequestClock,
         ablation: Ablation | None = None,
@@ -48,11 +49,11 @@ class Generation:
         self.record = record
         self.finished: FinishedEvent | None = None
         self._sequence = sequence
-        self._request_log = request_log
+        self._records = records
         self._metrics = metrics
         self._clock = clock
         self._ablation = ablation
-        request_log.expect(record.id)
+        records.expect(record.id)
 
     async def tokens(self) -> AsyncIterator[TokenEvent]:
         """The generated tokens as they come; afterwards `finished` is set. Raises when the replica breaks off."""
@@ -91,10 +92,14 @@ class Generation:
 
     def routing(self) -> Routing:
         """Who wrote the answer, as the API tells it."""
+        known = self.record.assessment
         return Routing(
             request_id=self.record.id,
             release=self.record.plan.release,
-            confidence=self.record.confidence,
+            confidence=known and known.confidence,
+            domain=known and known.domain,
+            domain_probability=known and known.domain_probability,
+            gap=known and known.gap,
             attribution=list(self.record.attribution),
             integration=self.record.integration,
         )
@@ -111,9 +116,15 @@ class Generation:
             self._metrics.first_token_seconds.observe(seconds)
             self.record.timings["first_token_ms"] = round(1000 * seconds, 3)
         self._metrics.experts_per_token.observe(sum(1 for name in event.gates if name != BASE))
+        self._note_confidence(event)
         self.record.token_ids.append(event.id)
         self.record.gates.append(event.gates)
         self.record.generated_text += event.text
+
+    def _note_confidence(self, event: TokenEvent) -> None:
+        if (known := self.record.token_confidence) is not None:
+            self.record.confidences.append(known.confidence)
+            known.advance([event.id])
 
     def _finish(self, event: FinishedEvent) -> None:
         self.finished = event
@@ -151,4 +162,4 @@ class Generation:
         self._metrics.count_tokens(
             num_prompt=len(record.prompt_ids), num_generated=len(record.token_ids), attribution=record.attribution
         )
-        self._request_log.remember(record)
+        self._records.remember(record)

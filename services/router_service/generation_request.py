@@ -65,8 +65,8 @@ class GenerationRequest:
     num_choices: int = 1
     prompt_logprobs: bool = False
     options: AnswerOptions = field(default_factory=AnswerOptions)
-    token_effects: bool = False
-    """With an ablation: also the effect on each token."""
+    token_details: bool = False
+    """What is told of an answer's tokens: their confidence and, with an ablation, the effects on each."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     names: FieldNames = FieldNames()
 

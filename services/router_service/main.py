@@ -164,6 +164,7 @@ async def open_resources(settings: Settings, tokenizer: Tokenizer, open_http: Op
             resources.replicas.keep_discovering,
             resources.pins.keep_applied,
             resources.request_log.keep_writing,
+            resources.pipeline.records.keep_measuring,
         ):
             stack.push_async_callback(_stop, asyncio.create_task(work()))
         yield resources

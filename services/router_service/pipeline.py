@@ -12,19 +12,22 @@ from services.router_service.ablation import Ablation
 from services.router_service.admission import Admission
 from services.router_service.answer import Answer
 from services.router_service.answer_reading import AnswerReader
+from services.router_service.assessment import Assessment, assess
 from services.router_service.catalog import Catalog, LoadedRelease
 from services.router_service.dispatch import Dispatcher
+from services.router_service.flagged_prompts import FlaggedPrompts
 from services.router_service.generation import Generation, RequestClock
 from services.router_service.generation_request import FieldNames, GenerationRequest, Speakers
 from services.router_service.integration.composed_answer import Opening, Parts
 from services.router_service.integration.modes import MODES, Mode, mode_of
 from services.router_service.metrics import Metrics
-from services.router_service.planning import choose_candidates, confidence_of, plan_base, plan_fixed
+from services.router_service.planning import choose_candidates, plan_base, plan_fixed
 from services.router_service.replicas import Replicas
 from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
 from services.router_service.schemas.generation import AnswerOptions, Attribution, IntegrationReport
 from services.router_service.scoring import PromptReader, PromptScores, routed_plan
+from services.router_service.token_confidence import TokenConfidence
 from services.shared.config import RouterServiceSettings
 from services.shared.errors import AmoeError, PromptTooLong
 from services.shared.schemas.sampling import SamplingParameters
@@ -34,13 +37,14 @@ from services.shared.vocabulary import BASE, FinishReason, PlanMode
 
 @dataclass(frozen=True)
 class RoutedPrompt:
-    """A prompt with its plan. `scores` and `confidence` are there when a release decides."""
+    """A prompt with its plan. `scores` and `assessment` are there when a release decides."""
 
     token_ids: list[int]
     plan: RoutingPlan
     base_fingerprint: str | None
     scores: PromptScores | None = None
-    confidence: float | None = None
+    assessment: Assessment | None = None
+    release: LoadedRelease | None = None
 
     def gates(self) -> Sequence[Mapping[str, float]]:
         """The gate's weights after each prompt token."""
@@ -79,11 +83,12 @@ class Pipeline:
         self._reader = reader
         self._replicas = replicas
         self._dispatcher = Dispatcher(replicas, metrics)
-        self._request_log = request_log
         self._metrics = metrics
         self._settings = settings
         self._admission = Admission(settings.max_concurrent_requests, metrics)
         self._answer_reader = AnswerReader(self._dispatcher, self._admission, metrics)
+        self.records = FlaggedPrompts(request_log, self._dispatcher, self._admission)
+        """Where what is known of a request goes when it ends."""
 
     async def begin(
         self, requests: Sequence[GenerationRequest], *, request_id: str, endpoint: str, streamed: bool = False
@@ -160,7 +165,7 @@ class Pipeline:
     def _ablation(self, request: GenerationRequest) -> Ablation | None:
         if request.options.attribution is not Attribution.ABLATION:
             return None
-        return Ablation(self._answer_reader, with_tokens=request.token_effects)
+        return Ablation(self._answer_reader, with_tokens=request.token_details)
 
     def _parts(self, options: AnswerOptions, mixture: RoutingPlan, later: Sequence[Opening]) -> Parts:
         """What an answer is chosen with."""
@@ -183,12 +188,12 @@ class Pipeline:
         except AmoeError as error:
             record.finish_reason = FinishReason.ERROR
             record.error = error.body()["error"]
-            self._request_log.remember(record)
+            self.records.remember(record)
             raise
         return Generation(
             sequence=sequence,
             record=record,
-            request_log=self._request_log,
+            records=self.records,
             metrics=self._metrics,
             clock=clock,
             ablation=planned.ablation,
@@ -218,7 +223,8 @@ class Pipeline:
             plan=routed_plan(release, candidates=candidates),
             base_fingerprint=release.base_fingerprint,
             scores=scores,
-            confidence=confidence_of(scores.scores_TC),
+            assessment=assess(release, scores),
+            release=release,
         )
 
     async def _release(self, speakers: Speakers) -> LoadedRelease | None:
@@ -293,7 +299,8 @@ def _record(
         parameters=request.parameters,
         plan=prompt.plan,
         base_fingerprint=prompt.base_fingerprint,
-        confidence=prompt.confidence,
+        assessment=prompt.assessment,
+        token_confidence=TokenConfidence.of(prompt.release, prompt.scores) if request.token_details else None,
         max_new_tokens=sampling.max_new_tokens,
         prompt_ids=prompt.token_ids,
         prompt_gates=prompt.gates,

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from services.router_service.schemas.dry_run import Estimate
 from services.shared.database.rows import JobRow
+from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
@@ -27,6 +28,8 @@ _MOST_JOBS: Final = 5
 _READ: Final = 20
 _FIXED_SYSTEMS: Final = 4
 """Of an evaluation beside the single experts: base, uniform mixture, oracle, the release."""
+_READ_BY_A_CALIBRATION: Final = 4
+"""Base model, own expert, mixture, mixture without that expert."""
 _BACKWARD: Final = 3
 """A training step in units of a reading."""
 
@@ -50,8 +53,15 @@ def work_of(spec: JobSpecBase) -> float:
             return _graph_tokens(spec)
         case ImageCooperationJobSpec():
             return spec.num_epochs * spec.top_k
+        case CalibrationJobSpec():
+            return float(_READ_BY_A_CALIBRATION * _calibration_tokens(spec))
         case _:
             return 1.0
+
+
+def _calibration_tokens(spec: CalibrationJobSpec) -> int:
+    """Of all documents, at most; each is read four times. The base model writes as much as a domain has."""
+    return (len(spec.held_out) + 1) * spec.max_documents * spec.max_tokens
 
 
 def graph_steps(spec: CooperationGraphJobSpec) -> int:

@@ -33,6 +33,7 @@ def compare_releases(a: ReleaseRow, b: ReleaseRow, *, storage: Storage, toleranc
         experts=_experts(a, b),
         router=_router(a, b, storage),
         graph=_change(a.graph_digest, b.graph_digest),
+        calibration=_change(a.calibration_digest, b.calibration_digest),
         evaluation=_evaluation(a, b, tolerance),
     )
 

@@ -25,8 +25,10 @@ def make_release(
     """A staged release of what `request` names, for the base model that the replicas host."""
     active = active_release(session)
     router_digest = _router_digest(session, request, active)
-    if request.graph is not None:
-        _held(storage, request.graph)
+    calibration = _calibration_digest(request, active)
+    for digest in (request.graph, calibration):
+        if digest is not None:
+            _held(storage, digest)
     name, fingerprint = base_of(active, hosted)
     versions = _versions(session, [_parted(named) for named in request.experts])
     return create_release(
@@ -39,6 +41,7 @@ def make_release(
         version_ids=[version.id for version in versions],
         note=request.note,
         evaluation=request.evaluation,
+        calibration_digest=calibration,
     )
 
 
@@ -73,6 +76,7 @@ def extend_release(
         router_digest=model.router_digest,
         router_kind=model.router_kind,
         graph_digest=active.graph_digest if active else None,
+        calibration_digest=active.calibration_digest if active else None,
         version_ids=_with_version(active, version_id, expert),
         note=f"{expert} joins" + (f" {active.id}" if active else ""),
     )
@@ -125,6 +129,12 @@ def _router_digest(session: Session, request: ReleaseRequest, active: ReleaseRow
             "No release is active whose router could be taken: name a router or a router_job.", param="router"
         )
     return active.router_digest
+
+
+def _calibration_digest(request: ReleaseRequest, active: ReleaseRow | None) -> str | None:
+    """A calibration speaks of one router's numbers: with another router there is none unless it is named."""
+    takes_router = request.router is None and request.router_job is None
+    return request.calibration or (active.calibration_digest if active is not None and takes_router else None)
 
 
 def _router_of_job(session: Session, job_id: str) -> str:

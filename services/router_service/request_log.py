@@ -14,8 +14,10 @@ from numpy.typing import ArrayLike
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from services.router_service.assessment import Assessment
 from services.router_service.metrics import Metrics
 from services.router_service.schemas.generation import ExpertShare, IntegrationReport
+from services.router_service.token_confidence import TokenConfidence
 from services.router_service.token_log import TokenLog, encode_token_log
 from services.router_service.transactions import Transactions, plain_text
 from services.shared.database.rows import RequestRow
@@ -41,7 +43,7 @@ class RequestRecord:
     prompt: str
     parameters: Mapping[str, Any]
     plan: RoutingPlan
-    confidence: float | None
+    assessment: Assessment | None
     max_new_tokens: int
     prompt_ids: Sequence[int]
     prompt_gates: Callable[[], Sequence[Mapping[str, float]]]
@@ -50,6 +52,8 @@ class RequestRecord:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     token_ids: list[int] = field(default_factory=list)
     gates: list[Mapping[str, float]] = field(default_factory=list)
+    token_confidence: TokenConfidence | None = None  # where confidence is told token by token
+    confidences: list[float] = field(default_factory=list)
     generated_text: str = ""
     attribution: Sequence[ExpertShare] = ()
     integration: IntegrationReport | None = None
@@ -58,9 +62,6 @@ class RequestRecord:
     error: Mapping[str, Any] | None = None
     engine_timings: SequenceTimings | None = None
     timings: dict[str, float] = field(default_factory=dict)
-    flagged: bool | None = None
-    domain: str | None = None
-    domain_probability: float | None = None
     states: ArrayLike | None = None  # [D], kept whether prompts are or not
     prompt_nats: float | None = None
     base_nats: float | None = None
@@ -160,6 +161,7 @@ def write_records(session: Session, records: Sequence[RequestRecord], *, store_p
 
 
 def _row(record: RequestRecord, *, store_prompts: bool) -> dict[str, Any]:
+    known = record.assessment
     engine = record.engine_timings.model_dump() if record.engine_timings else {}
     return {
         "id": record.id,
@@ -172,15 +174,15 @@ def _row(record: RequestRecord, *, store_prompts: bool) -> dict[str, Any]:
         "parameters": plain_text(record.parameters),
         "num_prompt_tokens": len(record.prompt_ids),
         "num_generated_tokens": len(record.token_ids),
-        "confidence": record.confidence,
+        "confidence": known and known.confidence,
         "attribution": [part.model_dump(exclude={"token_effects"}) for part in record.attribution],
         "token_log": encode_token_log(_token_log(record, with_ids=store_prompts)),
         "finish_reason": record.finish_reason,
         "error": plain_text(record.error),
         "timings": {**engine, **record.timings},
-        "flagged": record.flagged,
-        "domain": record.domain,
-        "domain_probability": record.domain_probability,
+        "flagged": known and known.gap,
+        "domain": known and known.domain,
+        "domain_probability": known and known.domain_probability,
         "states": pack_states(record.states) if record.states is not None else None,
         "prompt_nats": record.prompt_nats,
         "base_nats": record.base_nats,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from services.router_service.catalog import LoadedRelease
 from services.router_service.generation_request import Prompt
 from services.shared.errors import InvalidRequest, PayloadTooLarge
+from services.shared.modeling.column_scores import FilterState
 from services.shared.schemas.sequences import RoutingPlan, ScoresRequest, ScoresResponse
 from services.shared.tokenizer import Tokenizer
 from services.shared.vocabulary import PlanMode
@@ -46,6 +47,10 @@ class PromptScores:
     columns: tuple[str, ...]
     scores_TC: Floats
     gate: Gate
+    log_evidence_TC: Floats | None = None
+    """What the router's filter was told, where it reads nothing but tokens."""
+    state: FilterState | None = None
+    """The router's, after the last token; None where it is a replica's."""
 
     def weights(self, candidates: Sequence[str]) -> list[dict[str, float]]:
         """Per prompt token, the weights that are not 0, by name."""
@@ -118,8 +123,9 @@ class PromptReader:
         if scorer.tap_layer is not None:
             return await self._score_remotely(release, token_ids)
         long = len(token_ids) > _INLINE_TOKENS
-        scores_TC = await _off_loop(long, lambda: scorer.advance(scorer.start(), token_ids))
-        return PromptScores(scorer.columns, scores_TC, scorer)
+        state = scorer.start()
+        scores_TC, log_evidence_TC = await _off_loop(long, lambda: scorer.advance_with_evidence(state, token_ids))
+        return PromptScores(scorer.columns, scores_TC, scorer, log_evidence_TC, state)
 
     async def _score_remotely(self, release: LoadedRelease, token_ids: list[int]) -> PromptScores:
         plan = routed_plan(release, candidates=tuple(expert.name for expert in release.experts))

@@ -6,6 +6,9 @@ from typing import Final
 BASE: Final = "base"
 """The base model's own name wherever experts are named: in plans, gates and attributions."""
 
+UNKNOWN: Final = "unknown"
+"""The domain of a request that a calibrated release does not know; no domain has it for a name."""
+
 MAX_NAME_LENGTH: Final = 64
 NAME_PATTERN: Final = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
 """Names of experts: lower case, digits, `_`, `-`; 1-64 characters. `base` is reserved."""
@@ -94,6 +97,7 @@ class JobKind(StrEnum):
     EVALUATION = "evaluation"
     COOPERATION_GRAPH = "cooperation_graph"
     GAP_ANALYSIS = "gap_analysis"
+    CALIBRATION = "calibration"
 
 
 class JobQueue(StrEnum):

@@ -65,7 +65,7 @@ def run_evaluation_job(context: JobContext) -> Publish:
 
 
 def _held_out(context: JobContext, spec: EvaluationJobSpec, release: Released) -> HeldOutText:
-    columns = columns_of(tuple(spec.held_out), _experts(release))
+    columns = columns_of(tuple(spec.held_out), release.names_and_domains)
     tokenizer = load_tokenizer(context.settings.base_model, chat_template=context.settings.chat_template)
     streams = {domain: _tokenised(context, file_id, tokenizer) for domain, file_id in spec.held_out.items()}
     unknown = _tokenised(context, spec.unknown_file, tokenizer) if spec.unknown_file is not None else None
@@ -92,14 +92,9 @@ def _trunk_rows(
             f"{release.row.id} has a learned router, which reads no evidence of its experts: leave tap_layers out.",
             param="tap_layers",
         )
-    columns = columns_of(tuple(spec.training_files), _experts(release), field="training_files")
+    columns = columns_of(tuple(spec.training_files), release.names_and_domains, field="training_files")
     files = {release.experts[column][0]: spec.training_files[domain] for domain, column in columns.items()}
     return trunk_rows(context, release, subject.base, spec.tap_layers, files)
-
-
-def _experts(release: Released) -> list[tuple[str, str | None]]:
-    """Names and domains."""
-    return [(column.version.expert_name, column.version.expert.domain) for column in release.row.experts]
 
 
 def _tokenised(context: JobContext, file_id: str, tokenizer: Tokenizer) -> list[list[int]]:

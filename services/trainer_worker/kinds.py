@@ -1,11 +1,13 @@
 """Which code runs which kind of job.
 
 To add a kind: name it in vocabulary.JobKind, give it a spec in schemas/jobs.py, write a function like
-expert_job.run_expert_job, and add a line here. Imports are inside, so that nothing loads torch before its time.
+expert_job.run_expert_job, and add a line here. Handlers are named and imported when they are needed, so that nothing
+loads torch before its time.
 """
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
@@ -19,31 +21,19 @@ happen or neither; called again, in a new one, when an activation came in betwee
 Handler = Callable[[JobContext], Publish]
 """Does a job's long work. It may run again after an interruption, with what it left in `context.folder`."""
 
+_HANDLERS: Final[dict[JobKind, tuple[str, str]]] = {
+    JobKind.EXPERT: ("services.trainer_worker.expert_job", "run_expert_job"),
+    JobKind.ROUTER: ("services.trainer_worker.router_job", "run_router_job"),
+    JobKind.IMAGE_COOPERATION: ("services.trainer_worker.image_cooperation.job", "run_image_job"),
+    JobKind.EVALUATION: ("services.trainer_worker.evaluation_job", "run_evaluation_job"),
+    JobKind.COOPERATION_GRAPH: ("services.trainer_worker.cooperation_graph_job", "run_cooperation_graph_job"),
+    JobKind.GAP_ANALYSIS: ("services.trainer_worker.gap_analysis.job", "run_gap_analysis_job"),
+    JobKind.CALIBRATION: ("services.trainer_worker.calibration_job", "run_calibration_job"),
+}
+
 
 def handler_of(kind: JobKind) -> Handler:
-    """The function that runs jobs of `kind`."""
-    match kind:
-        case JobKind.EXPERT:
-            from services.trainer_worker.expert_job import run_expert_job
-
-            return run_expert_job
-        case JobKind.ROUTER:
-            from services.trainer_worker.router_job import run_router_job
-
-            return run_router_job
-        case JobKind.IMAGE_COOPERATION:
-            from services.trainer_worker.image_cooperation.job import run_image_job
-
-            return run_image_job
-        case JobKind.EVALUATION:
-            from services.trainer_worker.evaluation_job import run_evaluation_job
-
-            return run_evaluation_job
-        case JobKind.COOPERATION_GRAPH:
-            from services.trainer_worker.cooperation_graph_job import run_cooperation_graph_job
-
-            return run_cooperation_graph_job
-        case JobKind.GAP_ANALYSIS:
-            from services.trainer_worker.gap_analysis.job import run_gap_analysis_job
-
-            return run_gap_analysis_job
+    """The function that runs jobs of `kind`; its module is imported now."""
+    module, function = _HANDLERS[kind]
+    handler: Handler = getattr(import_module(module), function)
+    return handler

@@ -22,6 +22,11 @@ class Released:
     router_dir: Path
     graph_dir: Path | None
 
+    @property
+    def names_and_domains(self) -> list[tuple[str, str | None]]:
+        """Of the experts, in the order of the gate's columns."""
+        return [(column.version.expert_name, column.version.expert.domain) for column in self.row.experts]
+
 
 def released(context: JobContext, release_id: str | None, base: BaseIdentity) -> Released:
     """The named release, or the one that was active when the job began, also after an interruption.

@@ -181,11 +181,11 @@ class _Events:
     def _shown(self, event: TokenEvent) -> StreamEvent:
         parameters = self._body.parameters
         top = _top_tokens(event, self._tokenizer) if parameters.top_n_tokens else None
-        token = _token(event, with_routing=parameters.details)
+        token = _token(event, self._generation, with_details=parameters.details)
         return StreamEvent(index=event.index + 1, token=token, top_tokens=top)
 
     def _left_out(self) -> dict[str, Any]:
-        return {} if self._body.parameters.details else {"token": {"routing"}}
+        return {} if self._body.parameters.details else {"token": {"routing", "confidence"}}
 
 
 def _response(
@@ -220,7 +220,7 @@ def _sequence(
         generated_tokens=finished.num_generated_tokens,
         seed=finished.seed,
         prefill=_prefill(generation, finished, resources) if body.parameters.decoder_input_details else [],
-        tokens=[_token(event, with_routing=True) for event in tokens],
+        tokens=[_token(event, generation, with_details=True) for event in tokens],
         top_tokens=top,
     )
 
@@ -232,13 +232,15 @@ def _top_tokens(event: TokenEvent, tokenizer: Tokenizer) -> list[Token]:
     ]
 
 
-def _token(event: TokenEvent, *, with_routing: bool) -> Token:
+def _token(event: TokenEvent, generation: Generation, *, with_details: bool) -> Token:
+    confidences = generation.record.confidences
     return Token(
         id=event.id,
         text=event.text,
         logprob=event.logprob,
         special=event.special,
-        routing=event.gates if with_routing else None,
+        routing=event.gates if with_details else None,
+        confidence=confidences[event.index] if with_details and event.index < len(confidences) else None,
     )
 
 

@@ -38,7 +38,7 @@ async def read_chat(body: ChatRequest, resources: Resources) -> GenerationReques
         max_new_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         num_choices=body.n,
         options=body.routing,
-        token_effects=body.routing.details,
+        token_details=body.routing.details,
         parameters=_logged(body),
         names=FieldNames(prompt="messages", sampling="", max_new_tokens=name, num_choices="n", options="routing."),
     )
@@ -65,7 +65,7 @@ async def read_completion(body: CompletionRequest, resources: Resources) -> list
             num_choices=body.n,
             prompt_logprobs=body.echo and body.logprobs is not None,
             options=body.routing,
-            token_effects=body.routing.details,
+            token_details=body.routing.details,
             parameters=_logged(body),
             names=FieldNames(
                 prompt="prompt", sampling="", max_new_tokens="max_tokens", num_choices="n", options="routing."

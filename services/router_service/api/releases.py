@@ -170,6 +170,7 @@ def shown(row: ReleaseRow) -> Release:
         router_digest=row.router_digest,
         router_kind=row.router_kind,
         graph_digest=row.graph_digest,
+        calibration_digest=row.calibration_digest,
         experts=[released_expert(column.version) for column in row.experts],
         evaluation=stored_evaluation(row.evaluation),
         note=row.note,

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/requests", tags=["requests"], responses=ERRORS)
 
 _SUMMARY = (
     "id", "at", "endpoint", "release", "prompt", "generated_text", "num_prompt_tokens", "num_generated_tokens",
-    "confidence", "attribution", "finish_reason", "error", "timings",
+    "confidence", "domain", "domain_probability", "flagged", "attribution", "finish_reason", "error", "timings",
 )  # fmt: skip
 
 

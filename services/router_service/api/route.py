@@ -17,9 +17,13 @@ async def route(body: RouteRequest, resources: ResourcesDep) -> RouteResponse:
     """Score a prompt: its tokens, the gate's scores and weights after each, and the plan of a request with it."""
     prompt = await resources.pipeline.route(read_tgi(body.inputs, body.parameters))
     texts = resources.tokenizer.tokens(prompt.token_ids)
+    known = prompt.assessment
     return RouteResponse(
         release=prompt.plan.release,
-        confidence=prompt.confidence,
+        confidence=known and known.confidence,
+        domain=known and known.domain,
+        domain_probability=known and known.domain_probability,
+        gap=known and known.gap,
         plan=_shown(prompt.plan),
         num_tokens=len(prompt.token_ids),
         tokens=_scored(prompt, texts),

@@ -23,7 +23,7 @@ def read_tgi(inputs: str, parameters: GenerateParameters) -> GenerationRequest:
         num_choices=_num_choices(parameters),
         prompt_logprobs=parameters.decoder_input_details,
         options=parameters,
-        token_effects=parameters.details,
+        token_details=parameters.details,
         parameters=parameters.model_dump(mode="json", exclude_unset=True),
         names=FieldNames(),
     )

@@ -72,6 +72,7 @@ class ReleaseComparison(BaseModel):
     experts: ExpertChanges
     router: RouterChange | None
     graph: Change[str | None] | None
+    calibration: Change[str | None] | None
     evaluation: EvaluationChange | None = Field(
         description="Null where one has no evaluation, or where they were not made on the same data."
     )

@@ -288,8 +288,20 @@ class Routing(BaseModel):
     request_id: str = Field(description="Name of the routing log: GET /requests/{id}.")
     release: str | None = Field(description="The release that the request ran on; null when none is active.")
     confidence: float | None = Field(
-        description="How sure the router is, over the prompt's last tokens, that the text is of a domain that has an "
-        "expert. Null when the request itself named the experts. Not a probability that the answer is right."
+        description="With a calibrated release: the estimated probability that the mixture's loss on what follows the "
+        "prompt is inside the range measured on the domains it knows. Without a calibration, how sure the router is, "
+        "over the prompt's last tokens, that the text is of a domain that has an expert. Null when the request itself "
+        "named the experts. Not a probability that the answer is right."
+    )
+    domain: str | None = Field(
+        default=None,
+        description="Of the prompt: a domain of the release's experts, `base` for text that the base model answers by "
+        "itself, or `unknown` where the prompt is flagged.",
+    )
+    domain_probability: float | None = Field(default=None, description="The estimated probability that it is that one.")
+    gap: bool | None = Field(
+        default=None,
+        description="Whether the prompt is flagged as outside of what the release knows; null without a calibration.",
     )
     attribution: list[ExpertShare]
     integration: IntegrationReport | None = Field(
@@ -306,13 +318,15 @@ class PromptToken(BaseModel):
 
 
 class Token(BaseModel):
-    """A generated token. `routing`: the gate's weights under which it was predicted (with `details`)."""
+    """A generated token. With `details`: the gate's weights under which it was predicted and, with a calibrated
+    release, the confidence before it."""
 
     id: int
     text: str
     logprob: float
     special: bool
     routing: dict[str, float] | None = None
+    confidence: float | None = None
 
 
 class BestOfSequence(BaseModel):

@@ -86,6 +86,7 @@ class Release(BaseModel):
     router_digest: str
     router_kind: str
     graph_digest: str | None
+    calibration_digest: str | None
     experts: list[ReleaseExpert]
     evaluation: Evaluation | None
     note: str
@@ -116,6 +117,10 @@ class ReleaseRequest(BaseModel):
     router_job: str | None = Field(default=None, max_length=64, description="Or the router that this job made.")
     graph: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = Field(
         default=None, description="Digest of a cooperation graph; null for none."
+    )
+    calibration: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = Field(
+        default=None,
+        description="Digest of a calibration. Default: the active release's, where its router is taken too.",
     )
     evaluation: Evaluation | None = Field(
         default=None, description="How good it is; compared with the active release's before it is activated."

@@ -50,6 +50,9 @@ class RouteResponse(BaseModel):
 
     release: str | None
     confidence: float | None
+    domain: str | None
+    domain_probability: float | None
+    gap: bool | None
     plan: Plan
     num_tokens: int
     tokens: list[ScoredToken] = Field(description="Scores are there when a release decides; they name `base` as well.")
@@ -78,6 +81,9 @@ class RequestSummary(BaseModel):
     num_prompt_tokens: int
     num_generated_tokens: int
     confidence: float | None
+    domain: str | None
+    domain_probability: float | None
+    flagged: bool | None = Field(description="Null: the release had no calibration.")
     attribution: list[ExpertShare]
     finish_reason: str | None
     error: dict[str, Any] | None

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from services.shared.tokenizer import Tokenizer
 
 _BATCH: Final = 256
-_LONGEST_TEXT: Final = 256
+LONGEST_TEXT: Final = 256
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def sample_base_text(model: PreTrainedModel, tokenizer: Tokenizer, *, num_tokens
     """
     generator = torch.Generator().manual_seed(seed)
     start_id = _start_id(tokenizer)
-    longest = min(_LONGEST_TEXT, tokenizer.max_context or _LONGEST_TEXT)
+    longest = min(LONGEST_TEXT, tokenizer.max_context or LONGEST_TEXT)
     texts: list[list[int]] = []
     num_sampled = 0
     while num_sampled < num_tokens:

@@ -56,10 +56,16 @@ class BayesScores:
 
     def advance(self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None) -> Floats:
         """Posteriors after each token of one sequence, [T, C]."""
+        return self.advance_with_evidence(state, token_ids_T, trunk_states_TD)[0]
+
+    def advance_with_evidence(
+        self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None
+    ) -> tuple[Floats, Floats | None]:
+        """Posteriors after each token of one sequence and the log-evidence that they follow from, [T, C] each."""
         log_evidence_TC = self.log_evidence(state, token_ids_T, trunk_states_TD)
         posterior_TC = self.bayes_filter.advance(state.posterior_C, log_evidence_TC)
         state.posterior_C, state.last_token = posterior_TC[-1].copy(), int(token_ids_T[-1])
-        return posterior_TC
+        return posterior_TC, log_evidence_TC
 
     def log_evidence(self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None) -> Floats:
         """What the filter is told of each token of one sequence, [T, C], nats; moves the state's moving averages."""
@@ -113,6 +119,12 @@ class LearnedScores:
             scores_TC = self.bayes_filter.advance(state.posterior_C, _log(scores_TC))
         state.posterior_C, state.last_token = scores_TC[-1].copy(), int(token_ids_T[-1])
         return scores_TC
+
+    def advance_with_evidence(
+        self, state: FilterState, token_ids_T: Ints, trunk_states_TD: TrunkStates | None
+    ) -> tuple[Floats, Floats | None]:
+        """The same, and None: a network weighs no evidence."""
+        return self.advance(state, token_ids_T, trunk_states_TD), None
 
     def advance_batch(
         self, states: Sequence[FilterState], token_ids_B: Ints, trunk_states_BD: TrunkStates | None

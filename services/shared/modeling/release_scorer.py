@@ -158,6 +158,13 @@ class ReleaseScorer:
             return np.empty((0, len(self.columns)))
         return self._scores.advance(state, token_ids_T, trunk_states_TD)
 
+    def advance_with_evidence(self, state: FilterState, token_ids: Sequence[int]) -> tuple[Floats, Floats | None]:
+        """Scores as `advance` gives them, and the log-evidence that a Bayes filter was told, [T, E+1] each.
+
+        Of releases that read no hidden states; the evidence is None where a learned network gives the scores.
+        """
+        return self._scores.advance_with_evidence(state, self._checked(token_ids, None), None)
+
     def advance_batch(
         self, states: Sequence[FilterState], token_ids: Sequence[int], trunk_states_BD: TrunkStates | None = None
     ) -> Floats:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from services.shared.errors import InvalidRequest
+from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
@@ -120,6 +121,7 @@ JobSpec = Annotated[
     | RouterJobSpec
     | EvaluationJobSpec
     | CooperationGraphJobSpec
+    | CalibrationJobSpec
     | ImageCooperationJobSpec
     | GapAnalysisJobSpec,
     Field(discriminator="kind"),

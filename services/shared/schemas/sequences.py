@@ -56,6 +56,8 @@ class SequenceRequest(Wire):
     plan: RoutingPlan
     prompt_logprobs: bool = False
     prompt_states: bool = False
+    states_layer: int | None = Field(default=None, ge=0)
+    """After how many layers `prompt_states` are read; None for the last, after the final norm."""
 
 
 class TokenEvent(Wire):
@@ -88,7 +90,8 @@ class FinishedEvent(Wire):
 
     `prompt_logprobs` and, with `num_top_logprobs`, `prompt_top_logprobs` are there if asked for, one per prompt token;
     the first token has neither. `prompt_states`, if asked for, is the mean over all prompt tokens of the base model's
-    last hidden states, after its final norm, with whoever speaks in the plan speaking.
+    hidden states after `states_layer` layers, or the last, after its final norm, with whoever speaks in the plan
+    speaking.
     """
 
     type: Literal["finished"] = "finished"

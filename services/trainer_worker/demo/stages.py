@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from services.trainer_worker.demo.base_tokenizer import train_tokenizer
+from services.trainer_worker.demo.calibration import write_demo_calibration
 from services.trainer_worker.demo.corpus import Corpus, pack, write_corpus
 from services.trainer_worker.demo.domains import DEMO_DOMAINS
 from services.trainer_worker.demo.experts import ADAPTER_FILES, EXEMPLARS, train_demo_expert, write_exemplars
@@ -149,6 +150,14 @@ def _graph(context: BuildContext) -> None:
     write_demo_graph(context.folder, seed=context.seed, on_progress=report)
 
 
+def _calibration(context: BuildContext) -> None:
+    def report(progress: TrainingProgress) -> None:
+        context.advance(progress.step, max(progress.total_steps, 1), progress.phase)
+
+    num_items = context.plan.num_held_out_items
+    write_demo_calibration(context.folder, num_items=num_items, seed=context.seed, on_progress=report)
+
+
 def _model_card(context: BuildContext) -> None:
     write_model_card(context.folder, seed=context.seed, plan=context.plan)
 
@@ -160,6 +169,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("matrix", _matrix, ("matrix.json",)),
     Stage("router", _router, ("router/router.json", "router/base_evidence/bigram.safetensors")),
     Stage("graph", _graph, ("graph/graph.json", "graph/graph.safetensors", "graph/report.json")),
+    Stage("calibration", _calibration, ("calibration/calibration.json",)),
     # Further stages (a learned router, say) go here: they need base and experts, and come before the card.
     Stage("card", _model_card, ("MODEL_CARD.md",)),
 )

@@ -224,7 +224,7 @@ class _Evaluator:
         without = {}
         for index, column in enumerate(self._text.columns):
             name = self._names[column]
-            smaller = routed(self._subject.scorer(without=name), self._subject.base)
+            smaller = routed(self._subject.scorer(without=[name]), self._subject.base)
             weigh = with_silent_column(smaller, column)
             stage = f"{readings.seed}-whole"
             without[index] = self._read(stage, f"without {name}", readings.whole.windows, weigh)

@@ -1,6 +1,6 @@
 """What is evaluated: a release as the trainer loads it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,11 @@ class Subject:
     router_dir: Path
     graph_dir: Path | None
 
-    def scorer(self, *, without: str | None = None) -> ReleaseScorer:
-        """Its router; without one of its experts, as a release without that one would have it."""
+    def scorer(self, *, without: Collection[str] = ()) -> ReleaseScorer:
+        """Its router; without some of its experts, as a release without them would have it."""
         return ReleaseScorer.load(
             router_dir=self.router_dir,
             graph_dir=self.graph_dir,
-            experts=[(name, folder) for name, folder in self.experts if name != without],
+            experts=[(name, folder) for name, folder in self.experts if name not in without],
             vocab_size=self.base.tokenizer.vocab_size,
         )

@@ -95,7 +95,7 @@ def with_silent_column(smaller: Weigh, column: int) -> Weigh:
 
 def scores_of(scorer: ReleaseScorer, base: LoadedBase, windows: Windows) -> np.ndarray:
     """The router's scores after every token, float64 [B, T, C]."""
-    return np.stack([_scores(scorer, base, ids_T) for ids_T in windows.token_ids_BT])
+    return np.stack([router_scores(scorer, base, ids_T) for ids_T in windows.token_ids_BT])
 
 
 def gated(scorer: ReleaseScorer, scores_BTC: np.ndarray) -> Tensor:
@@ -103,7 +103,8 @@ def gated(scorer: ReleaseScorer, scores_BTC: np.ndarray) -> Tensor:
     return torch.stack([torch.from_numpy(scorer.weights(scores_TC)[:, :-1]) for scores_TC in scores_BTC])
 
 
-def _scores(scorer: ReleaseScorer, base: LoadedBase, ids_T: Tensor) -> np.ndarray:
+def router_scores(scorer: ReleaseScorer, base: LoadedBase, ids_T: Tensor) -> np.ndarray:
+    """The router's scores after every token of one text, float64 [T, C]."""
     states_TD = None
     if scorer.tap_layer is not None:
         states_TD = trunk_states(base.model, ids_T[None].to(base.device), scorer.tap_layer)[0].float().cpu().numpy()

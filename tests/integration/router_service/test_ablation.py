@@ -201,8 +201,8 @@ class TestBurden:
             connection.sendall(head.encode() + f"content-length: {len(content)}\r\n\r\n".encode() + content)
             wait_until(lambda: len(double.requests) == 3)
 
+        wait_until(lambda: double.num_cancelled >= 2, what="the readings' end")
         wait_until(lambda: double.num_open == 0)
-        assert double.num_cancelled >= 2
 
     def test_a_replica_that_takes_no_readings_is_told_of_as_any_refusal(
         self, three_experts: str, client: httpx.Client, double: ReplicaDouble

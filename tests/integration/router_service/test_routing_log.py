@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.router_service.assessment import Assessment
 from services.router_service.request_log import RequestRecord, write_records
 from services.shared.database.rows import RequestRow
 from services.shared.modeling.release_scorer import ReleaseScorer
@@ -209,13 +210,10 @@ class TestWhatIsKnownOfARequest:
             prompt=MATH,
             parameters={},
             plan=RoutingPlan(mode=PlanMode.BASE),
-            confidence=0.2,
+            assessment=Assessment(confidence=0.2, domain="math", domain_probability=0.9, gap=True),
             max_new_tokens=4,
             prompt_ids=[1, 2],
             prompt_gates=lambda: [{"base": 1.0}] * 2,
-            flagged=True,
-            domain="math",
-            domain_probability=0.9,
             states=[0.5, -2.0],
             prompt_nats=3.5,
             base_nats=4.0,
@@ -238,7 +236,7 @@ class TestWhatIsKnownOfARequest:
         self, sessions: sessionmaker[Session], record: RequestRecord
     ) -> None:
         with sessions.begin() as session:
-            write_records(session, [replace(record, flagged=None, states=None)], store_prompts=True)
+            write_records(session, [replace(record, assessment=None, states=None)], store_prompts=True)
             row = session.get_one(RequestRow, "r1")
 
         assert (row.flagged, row.states) == (None, None)

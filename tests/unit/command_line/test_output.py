@@ -40,6 +40,7 @@ def test_a_comparison_has_a_line_for_each_difference() -> None:
         },
         "router": {"digest": {"a": "1" * 64, "b": "2" * 64}, "settings": {"temper": {"a": 0.3, "b": 0.5}}},
         "graph": {"a": None, "b": "3" * 64},
+        "calibration": None,
         "evaluation": {
             "domains": {"math": {"a": 1.0, "b": 1.5, "difference": 0.5}},
             "regressions": ["math"],

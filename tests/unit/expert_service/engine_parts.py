@@ -163,6 +163,7 @@ class HandEngine:
         candidates: Items[str] | None = None,
         prompt_logprobs: bool = False,
         prompt_states: bool = False,
+        states_layer: int | None = None,
         **sampling: Any,
     ) -> Sequence:
         """A sequence under fixed weights, under a scripted router, or of the base model alone."""
@@ -184,6 +185,7 @@ class HandEngine:
             plan=plan,
             prompt_logprobs=prompt_logprobs,
             prompt_states=prompt_states,
+            states_layer=states_layer,
         )
         planned = [PlannedAdapter(expert, _digest(expert), self.adapters[expert]) for expert in names]
         lowest = min((item.adapter.report.lowest_layer for item in planned), default=None)

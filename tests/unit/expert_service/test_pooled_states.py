@@ -1,4 +1,4 @@
-"""The mean of a prompt's last hidden states: transformers' own, whoever shares the pass."""
+"""The mean of a prompt's hidden states, the last or those of a layer: transformers' own, whoever shares the pass."""
 
 from contextlib import ExitStack
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from services.expert_service.pooled_states import PooledStates
 from services.shared.modeling.adapter_files import Adapter
 from services.shared.modeling.lora_mixture import LoraMixture
+from services.shared.modeling.trunk import trunk_states
 from tests.unit.expert_service.engine_parts import HandEngine, hand_engine, make_adapters
 from tests.unit.shared.modeling.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 
@@ -75,6 +76,22 @@ def test_an_experts_states_are_those_of_the_base_with_its_adapter(adapters: dict
     expected = reference("llama", prompt(9), adapters["ada"])
     torch.testing.assert_close(states_of(engine, "with"), expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert (states_of(engine, "without") - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_that_share_a_pass_get_the_states_of_the_layers_they_ask_for(family: str) -> None:
+    engine = hand_engine({}, family=family, prefill_step_tokens=6)
+    layers = (0, 1, None, 1)
+
+    for length, layer in zip(LENGTHS, layers, strict=True):
+        engine.submit(str(length), prompt(length), prompt_states=True, states_layer=layer, max_new_tokens=1)
+    engine.run()
+
+    for length, layer in zip(LENGTHS, layers, strict=True):
+        expected = reference(family, prompt(length))
+        if layer is not None:
+            expected = trunk_states(tiny_model(family), torch.tensor([prompt(length)]), layer)[0].mean(dim=0)
+        torch.testing.assert_close(states_of(engine, str(length)), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_others_get_a_token_in_every_step_while_texts_are_read() -> None:

@@ -1,0 +1,93 @@
+"""What is measured of prompts that nobody knows, behind the requests' backs: their loss, and where they lie.
+
+A flagged request's record waits here until its prompt has been read under its plan and under the base model alone, one
+prompt at a time; then it goes to the routing log. What finds the queue full, or cannot be read, is logged as it is.
+"""
+
+import asyncio
+from typing import Final
+
+from services.router_service.admission import Admission
+from services.router_service.dispatch import Dispatcher
+from services.router_service.planning import plan_base
+from services.router_service.request_log import RequestLog, RequestRecord
+from services.shared.errors import AmoeError
+from services.shared.schemas.sampling import SamplingParameters
+from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
+from services.shared.telemetry import get_logger
+
+log = get_logger(__name__)
+
+_MAX_WAITING: Final = 256
+_READING_S: Final = 60.0
+
+
+class FlaggedPrompts:
+    """Stands before the routing log; `keep_measuring` must run. A reading takes a free place or is left."""
+
+    def __init__(self, request_log: RequestLog, dispatcher: Dispatcher, admission: Admission) -> None:
+        self._request_log = request_log
+        self._dispatcher = dispatcher
+        self._admission = admission
+        self._waiting: asyncio.Queue[RequestRecord] = asyncio.Queue(_MAX_WAITING)
+        self._measuring: RequestRecord | None = None
+
+    def expect(self, request_id: str) -> None:
+        """A request has begun whose record will come."""
+        self._request_log.expect(request_id)
+
+    def remember(self, record: RequestRecord) -> None:
+        """Have it measured if it is flagged; remember it in any case. Never waits."""
+        is_gap = record.assessment is not None and record.assessment.is_gap
+        if not is_gap or self._waiting.full():
+            self._request_log.remember(record)
+            return
+        self.expect(record.id)
+        self._waiting.put_nowait(record)
+
+    async def keep_measuring(self) -> None:
+        """Measure what comes, for ever; when stopped, what is left goes to the log as it is."""
+        try:
+            while True:
+                self._measuring = await self._waiting.get()
+                await self._measure(self._measuring)
+                self._request_log.remember(self._measuring)
+                self._measuring = None
+        finally:
+            left = [self._measuring] if self._measuring is not None else []
+            for record in [*left, *(self._waiting.get_nowait() for _ in range(self._waiting.qsize()))]:
+                self._request_log.remember(record)
+
+    async def _measure(self, record: RequestRecord) -> None:
+        try:
+            async with asyncio.timeout(_READING_S):
+                with self._admission.admitted():
+                    mixture = await self._read(record, record.plan, "mixture")
+                    base = await self._read(record, plan_base(record.plan.release), "base")
+        except (AmoeError, TimeoutError) as error:
+            reason = error.message if isinstance(error, AmoeError) else f"it took more than {_READING_S:g} seconds"
+            log.warning("flagged prompt not measured", request=record.id, reason=reason)
+            return
+        record.prompt_nats, record.base_nats = _nats(mixture), _nats(base)
+        record.states = base.prompt_states
+
+    async def _read(self, record: RequestRecord, plan: RoutingPlan, name: str) -> FinishedEvent:
+        assert record.assessment is not None
+        request = SequenceRequest(
+            request_id=f"{record.id}-{name}"[-128:],
+            prompt_ids=tuple(record.prompt_ids),
+            sampling=SamplingParameters(max_new_tokens=1),
+            plan=plan,
+            prompt_logprobs=True,
+            prompt_states=True,
+            states_layer=record.assessment.states_layer,
+        )
+        deadline = asyncio.get_running_loop().time() + _READING_S
+        _, finished = await self._dispatcher.read(request, base_fingerprint=record.base_fingerprint, deadline=deadline)
+        return finished
+
+
+def _nats(finished: FinishedEvent) -> float | None:
+    """Mean -log p of the prompt's tokens but the first; None for a prompt of one token."""
+    known = [logprob for logprob in finished.prompt_logprobs or () if logprob is not None]
+    return -sum(known) / len(known) if known else None

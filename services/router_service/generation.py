@@ -12,7 +12,7 @@ from services.router_service.dispatch import OpenSequence
 from services.router_service.flagged_prompts import FlaggedPrompts
 from services.router_service.metrics import Metrics
 from services.router_service.request_log import RequestRecord
-from services.router_service.schemas.generation import Routing
+from services.router_service.schemas.generation import Plan, Routing
 from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
 from services.shared.vocabulary import BASE, FinishReason, PlanMode
@@ -72,6 +72,7 @@ class Generation:
         """Put the experts' effects into the attribution, if they were asked for. Only once it is finished."""
         if self._ablation is None:
             return
+        began = time.perf_counter()
         try:
             self.record.attribution = await self._ablation.measured(
                 self.written(), self.record.plan, self.record.attribution
@@ -79,6 +80,7 @@ class Generation:
         except AmoeError as error:
             self._note_failure(error)
             raise
+        self.record.timings["attribution_ms"] = round(1000 * (time.perf_counter() - began), 3)
 
     def written(self) -> WrittenAnswer:
         """The answer as it stands, to be read again."""
@@ -102,6 +104,8 @@ class Generation:
             gap=known and known.gap,
             attribution=list(self.record.attribution),
             integration=self.record.integration,
+            plan=Plan.of(self.record.plan) if self.record.explain else None,
+            timings=self._timings() if self.record.explain else None,
         )
 
     async def close(self) -> None:
@@ -136,6 +140,11 @@ class Generation:
     def _note_failure(self, error: AmoeError) -> None:
         self.record.finish_reason = FinishReason.ERROR
         self.record.error = error.body()["error"]
+
+    def _timings(self) -> dict[str, float]:
+        """Up to now, in milliseconds."""
+        engine = self.record.engine_timings.model_dump() if self.record.engine_timings else {}
+        return {**engine, **self.record.timings, "total_ms": round(1000 * self._clock.elapsed_s, 3)}
 
     def _observe_tokens(self, seconds: float) -> None:
         """How long it waited and how fast it came, as far as it got."""

@@ -25,7 +25,7 @@ from services.router_service.planning import choose_candidates, plan_base, plan_
 from services.router_service.replicas import Replicas
 from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
-from services.router_service.schemas.generation import AnswerOptions, Attribution, IntegrationReport
+from services.router_service.schemas.generation import AnswerOptions, IntegrationReport
 from services.router_service.scoring import PromptReader, PromptScores, routed_plan
 from services.router_service.token_confidence import TokenConfidence
 from services.shared.config import RouterServiceSettings
@@ -159,11 +159,14 @@ class Pipeline:
                 record = _record(request, prompt, request_id=log_id, endpoint=endpoint, sampling=sampling)
                 sequence = _sequence_request(record, prompt, sampling, request)
                 planned.append(PlannedSequence(sequence, record, self._ablation(request), clock, routed.plan))
-        self._metrics.planning_seconds.observe(clock.elapsed_s)
+        planning_s = clock.elapsed_s
+        self._metrics.planning_seconds.observe(planning_s)
+        for each in planned:
+            each.record.timings["planning_ms"] = round(1000 * planning_s, 3)
         return planned
 
     def _ablation(self, request: GenerationRequest) -> Ablation | None:
-        if request.options.attribution is not Attribution.ABLATION:
+        if not request.options.wants_ablation:
             return None
         return Ablation(self._answer_reader, with_tokens=request.token_details)
 
@@ -304,6 +307,7 @@ def _record(
         max_new_tokens=sampling.max_new_tokens,
         prompt_ids=prompt.token_ids,
         prompt_gates=prompt.gates,
+        explain=request.options.explain,
         integration=_integration(request),
     )
 

@@ -56,6 +56,8 @@ class RequestRecord:
     confidences: list[float] = field(default_factory=list)
     generated_text: str = ""
     attribution: Sequence[ExpertShare] = ()
+    explain: bool = False
+    """Whether the answer tells its plan and its timings."""
     integration: IntegrationReport | None = None
     """How it was put together; None for one that was not given, or whose experts the request named."""
     finish_reason: str | None = None

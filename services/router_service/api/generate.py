@@ -58,7 +58,7 @@ async def generate(
     """
     answer, headers = await _answer(request, body, resources, request_id, endpoint="/generate")
     if wants_plain_text(request):
-        return plain_text(answer, body.parameters, headers)
+        return plain_text(answer, body.asked, headers)
     response.headers.update(headers)
     return answer
 
@@ -90,7 +90,7 @@ async def generate_compatible(
 async def _answer(
     request: Request, body: GenerateRequest, resources: Resources, request_id: str, *, endpoint: str
 ) -> tuple[GenerateResponse, dict[str, str]]:
-    wanted = read_tgi(body.inputs, body.parameters)
+    wanted = read_tgi(body.inputs, body.asked)
 
     async def whole() -> tuple[GenerateResponse, dict[str, str]]:
         async with await resources.pipeline.begin([wanted], request_id=request_id, endpoint=endpoint) as answer:
@@ -116,7 +116,7 @@ async def _stream(
                 code="unsupported_parameter",
             )
     answer = await resources.pipeline.begin(
-        [read_tgi(body.inputs, body.parameters)], request_id=request_id, endpoint=endpoint, streamed=True
+        [read_tgi(body.inputs, body.asked)], request_id=request_id, endpoint=endpoint, streamed=True
     )
     [generation] = answer.generations
     end = StreamEnd(generation.record.max_new_tokens, resources.tokenizer.eos_ids, stop=body.parameters.stop)

@@ -19,7 +19,7 @@ def wants_plain_text(request: Request) -> bool:
 
 def plain_text(answer: GenerateResponse, parameters: GenerateParameters, headers: dict[str, str]) -> PlainTextResponse:
     """The text; before it, a line that says who wrote it, if the request asks for an attribution."""
-    asked = "attribution" in parameters.model_fields_set
+    asked = parameters.explain or "attribution" in parameters.model_fields_set
     lines = [attribution_line(answer.routing.attribution)] if asked else []
     return PlainTextResponse("\n".join([*lines, answer.generated_text]), headers=headers)
 

@@ -6,8 +6,8 @@ from services.router_service.api.examples import ERRORS
 from services.router_service.api.tgi_request import read_tgi
 from services.router_service.dependencies import ResourcesDep
 from services.router_service.pipeline import RoutedPrompt
-from services.router_service.schemas.routing_log import Plan, PlannedExpert, RouteRequest, RouteResponse, ScoredToken
-from services.shared.schemas.sequences import RoutingPlan
+from services.router_service.schemas.generation import Plan
+from services.router_service.schemas.routing_log import RouteRequest, RouteResponse, ScoredToken
 
 router = APIRouter(tags=["generation"], responses=ERRORS)
 
@@ -24,18 +24,10 @@ async def route(body: RouteRequest, resources: ResourcesDep) -> RouteResponse:
         domain=known and known.domain,
         domain_probability=known and known.domain_probability,
         gap=known and known.gap,
-        plan=_shown(prompt.plan),
+        plan=Plan.of(prompt.plan),
         num_tokens=len(prompt.token_ids),
         tokens=_scored(prompt, texts),
     )
-
-
-def _shown(plan: RoutingPlan) -> Plan:
-    experts = [
-        PlannedExpert(name=expert.name, version=expert.version, candidate=expert.name in plan.candidates)
-        for expert in plan.experts
-    ]
-    return Plan(mode=plan.mode, experts=experts, weights=plan.weights)
 
 
 def _scored(prompt: RoutedPrompt, texts: list[str]) -> list[ScoredToken]:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from services.shared.schemas.sampling import Bias, Penalty, Stop, TokenId
-from services.shared.vocabulary import MAX_LOGIT_BIASES, MAX_STOP_SEQUENCES, MAX_TOP_LOGPROBS, FinishReason
+from services.shared.schemas.sequences import RoutingPlan
+from services.shared.vocabulary import MAX_LOGIT_BIASES, MAX_STOP_SEQUENCES, MAX_TOP_LOGPROBS, FinishReason, PlanMode
 
 MAX_FIXED_EXPERTS: Final = 64
 DEFAULT_ENSEMBLE_SIZE: Final = 3
@@ -79,6 +80,12 @@ class AnswerOptions(BaseModel):
         default=None, le=0.0, allow_inf_nan=False, description="With `cascade`; default: the service's setting."
     )
 
+    explain: bool = Field(
+        default=False,
+        description="Tell all that is known of the answer under `routing`: also the plan and the timings, with the "
+        "attribution by ablation.",
+    )
+
     @model_validator(mode="after")
     def _are_of_the_mode_asked_for(self) -> Self:
         modes = {
@@ -90,6 +97,11 @@ class AnswerOptions(BaseModel):
             if getattr(self, name) is not None and self.integration is not mode:
                 raise ValueError(f"{name} is for integration {mode.value}: ask for that too, or leave it out.")
         return self
+
+    @property
+    def wants_ablation(self) -> bool:
+        """Whether the answer is to be read again without each expert."""
+        return self.explain or self.attribution is Attribution.ABLATION
 
     @property
     def num_members(self) -> int:
@@ -220,6 +232,7 @@ class GenerateRequest(BaseModel):
 
     inputs: str = Field(min_length=1, description="The prompt.")
     parameters: GenerateParameters = GenerateParameters()
+    explain: bool | None = Field(default=False, description="The same as `parameters.explain`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -227,6 +240,11 @@ class GenerateRequest(BaseModel):
         if isinstance(given, dict) and given.get("parameters", ...) is None:
             return {key: value for key, value in given.items() if key != "parameters"}
         return given
+
+    @property
+    def asked(self) -> GenerateParameters:
+        """The parameters, with what stands beside them."""
+        return self.parameters.model_copy(update={"explain": True}) if self.explain else self.parameters
 
 
 class CompatibleRequest(GenerateRequest):
@@ -282,6 +300,31 @@ class IntegrationReport(BaseModel):
     threshold: float | None = Field(default=None, exclude_if=_is_none, description="Of a cascade.")
 
 
+class PlannedExpert(BaseModel):
+    """An expert version that a plan holds."""
+
+    name: str
+    version: int
+    candidate: bool = Field(description="Whether it may speak.")
+
+
+class Plan(BaseModel):
+    """Which experts may speak, and who decides."""
+
+    mode: PlanMode
+    experts: list[PlannedExpert]
+    weights: dict[str, float] = Field(description="Fixed weights, where the request named experts.")
+
+    @classmethod
+    def of(cls, plan: RoutingPlan) -> Self:
+        """A plan as the API tells it."""
+        experts = [
+            PlannedExpert(name=expert.name, version=expert.version, candidate=expert.name in plan.candidates)
+            for expert in plan.experts
+        ]
+        return cls(mode=plan.mode, experts=experts, weights=plan.weights)
+
+
 class Routing(BaseModel):
     """Who wrote the answer."""
 
@@ -306,6 +349,13 @@ class Routing(BaseModel):
     attribution: list[ExpertShare]
     integration: IntegrationReport | None = Field(
         default=None, description="How the answer was put together; null when the request itself named the experts."
+    )
+    plan: Plan | None = Field(default=None, exclude_if=_is_none, description="Who could speak (with `explain`).")
+    timings: dict[str, float] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Milliseconds (with `explain`): `planning_ms`; `queue_ms`, `prefill_ms` and `decode_ms` of the "
+        "replica; since the request came `first_token_ms` and `total_ms`, which includes the `attribution_ms`.",
     )
 
 

@@ -5,8 +5,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from services.router_service.schemas.generation import ExpertShare, GenerateParameters
-from services.shared.vocabulary import PlanMode
+from services.router_service.schemas.generation import ExpertShare, GenerateParameters, Plan
 
 _EXAMPLES: Final[list[JsonValue]] = [{"inputs": "Write a Python function that sums the even numbers of a list."}]
 
@@ -18,22 +17,6 @@ class RouteRequest(BaseModel):
 
     inputs: str = Field(min_length=1)
     parameters: GenerateParameters = GenerateParameters()
-
-
-class PlannedExpert(BaseModel):
-    """An expert version that a plan holds."""
-
-    name: str
-    version: int
-    candidate: bool = Field(description="Whether it may speak.")
-
-
-class Plan(BaseModel):
-    """Which experts may speak, and who decides."""
-
-    mode: PlanMode
-    experts: list[PlannedExpert]
-    weights: dict[str, float] = Field(description="Fixed weights, where the request named experts.")
 
 
 class ScoredToken(BaseModel):

@@ -141,6 +141,55 @@ class TestAnswers:
         assert (response.status_code, response.json()["error"]["param"]) == (400, "parameters.attribution")
 
 
+class TestExplain:
+    @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+    @pytest.mark.parametrize("beside", [True, False], ids=["beside the parameters", "among them"])
+    def test_one_call_tells_all_that_is_known(
+        self, effect: float, three_experts: str, client: httpx.Client, path: str, beside: bool
+    ) -> None:
+        asked = {"explain": True}
+        body = {
+            "inputs": MATH,
+            "parameters": {"max_new_tokens": 4, **({} if beside else asked)},
+            **(asked if beside else {}),
+        }
+
+        text = client.post(path, json=body).text
+        answer = json.loads(text.strip().splitlines()[-1].removeprefix("data:"))
+
+        routing = answer["routing"]
+        assert answer["generated_text"]
+        assert routing["release"] == three_experts
+        assert routing["confidence"] > 0.8
+        assert routing["attribution"][0]["effect"] == pytest.approx(effect)
+        assert routing["integration"] == {"mode": "mixture"}
+        assert routing["plan"]["mode"] == "routed"
+        assert {expert["name"] for expert in routing["plan"]["experts"]} == {"math", "code", "story"}
+        assert set(routing["timings"]) == {
+            "planning_ms",
+            "queue_ms",
+            "prefill_ms",
+            "decode_ms",
+            "first_token_ms",
+            "attribution_ms",
+            "total_ms",
+        }
+        assert routing["timings"]["total_ms"] >= routing["timings"]["attribution_ms"] > 0.0
+
+    def test_openais_routes_take_it_under_routing(self, effect: float, client: httpx.Client) -> None:
+        body = {"prompt": MATH, "max_tokens": 4, "routing": {"explain": True}}
+
+        routing = client.post("/v1/completions", json=body).json()["choices"][0]["routing"]
+
+        assert routing["attribution"][0]["effect"] == pytest.approx(effect)
+        assert (routing["plan"]["mode"], routing["timings"]["queue_ms"]) == ("routed", 1.0)
+
+    def test_nobody_else_is_told(self, three_experts: str, client: httpx.Client) -> None:
+        routing = generate(client)["routing"]
+
+        assert not {"plan", "timings"} & routing.keys()
+
+
 class TestPlainText:
     @pytest.mark.parametrize(
         ("attribution", "header"),

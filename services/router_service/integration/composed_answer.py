@@ -38,6 +38,7 @@ class ComposedAnswer(Answer):
     async def another(self, opening: Opening) -> tuple[Generation, list[TokenEvent]]:
         """One more answer with its tokens, after those that are there; it takes their place."""
         for done in self.begun:
+            _set_aside(done)
             await done.close()
         generation = await opening()
         self.begun.append(generation)
@@ -45,5 +46,13 @@ class ComposedAnswer(Answer):
 
     def give(self, generation: Generation, report: IntegrationReport) -> None:
         """Choose it."""
+        for other in self.begun:
+            if other is not generation:
+                _set_aside(other)
         generation.record.integration = report
         self.generations = [generation]
+
+
+def _set_aside(generation: Generation) -> None:
+    """An answer that is not given: what is known of the prompt is told, and counted, with the one that is."""
+    generation.record.assessment = None

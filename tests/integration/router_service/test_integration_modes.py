@@ -166,7 +166,10 @@ class TestCascade:
 
         ids = [candidate["request_id"] for candidate in routing["integration"]["candidates"]]
         assert ids == [routing["request_id"].removesuffix("-1"), routing["request_id"]]
-        assert [client.get(f"/requests/{each}").json()["plan"]["mode"] for each in ids] == ["base", "routed"]
+        base, mixture = (client.get(f"/requests/{each}").json() for each in ids)
+        assert [each["plan"]["mode"] for each in (base, mixture)] == ["base", "routed"]
+        # A prompt is one request to whoever counts what the release was not sure of.
+        assert (base["confidence"], mixture["confidence"]) == (None, routing["confidence"])
 
 
 class TestWords:

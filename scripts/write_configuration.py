@@ -18,6 +18,7 @@ sys.path.insert(0, str(PROJECT))
 
 from pydantic import BaseModel, SecretStr  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
+from pydantic_core import PydanticUndefined  # noqa: E402
 
 from services.shared.config import Settings  # noqa: E402
 
@@ -74,6 +75,14 @@ def sections() -> Iterator[tuple[str, str, list[Setting]]]:
             yield name, (section.__doc__ or "").strip(), list(settings_of(section, f"{name}."))
 
 
+def named_sections() -> Iterator[tuple[str, str, list[Setting]]]:
+    """The same of those that an operator names: there is none by default."""
+    for name, field in Settings.model_fields.items():
+        if get_origin(field.annotation) is dict:
+            section = get_args(field.annotation)[1]
+            yield f"{name}.NAME", (section.__doc__ or "").strip(), list(settings_of(section, f"{name}.NAME."))
+
+
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The section behind a field, if it is one."""
     annotation = field.annotation
@@ -82,6 +91,8 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 def plain(value: Any) -> Any:
     """A default as YAML and JSON write it."""
+    if value is PydanticUndefined:
+        return _REQUIRED
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, Enum):
@@ -99,6 +110,7 @@ def values_of(field: FieldInfo) -> str:
     return ", ".join([type_name(field.annotation), *limits])
 
 
+_REQUIRED = "required"
 _SIGNS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 _WORDS = {str: "text", SecretStr: "text", Path: "path", int: "whole number", float: "number", bool: "true or false"}
 
@@ -111,8 +123,9 @@ def type_name(annotation: Any) -> str:
         return " or ".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(type_name(part) if part is not NoneType else "null" for part in get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return f"list of {type_name(get_args(annotation)[0])}"
+    if get_origin(annotation) in (tuple, dict):
+        is_list = get_origin(annotation) is tuple
+        return f"list of {type_name(get_args(annotation)[0])}" if is_list else "sections by name"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(member.value for member in annotation)
     return _WORDS.get(annotation, str(annotation))
@@ -121,7 +134,7 @@ def type_name(annotation: Any) -> str:
 def page() -> str:
     """docs/CONFIGURATION.md."""
     parts = [_HEAD]
-    for name, title, settings in sections():
+    for name, title, settings in (*sections(), *named_sections()):
         parts.append(f"\n## {f'`{name}`: ' if name else ''}{title.rstrip('.')}\n")
         parts.append("\n| key | default | values | meaning |\n|---|---|---|---|\n")
         parts.extend(

@@ -1,6 +1,5 @@
 """A look through a training file before a job is accepted: examples, tokens, duplicates. Every line is checked."""
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ import numpy.typing as npt
 
 from services.router_service.schemas.dry_run import FileReport, HistogramBin
 from services.shared.tokenizer import Tokenizer
-from services.shared.training_text import Example
+from services.shared.training_text import Example, text_digest
 
 _TOKENISED_CHARACTERS: Final = 16 * 1024**2
 """More than this is not tokenised but reckoned from the tokens per character so far: seconds, not minutes."""
 
 _BATCH: Final = 256
-_DIGEST_BYTES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def survey(examples: Iterable[Example], tokenizer: Tokenizer) -> Survey:
     num_tokens, num_characters = 0, 0
     for batch in _batches(examples):
         texts = [example.text for example in batch]
-        digests.extend(_digest(text) for text in texts)
+        digests.extend(text_digest(text) for text in texts)
         if num_characters < _TOKENISED_CHARACTERS:
             counted = document_sizes(texts, tokenizer)
             num_tokens += sum(counted)
@@ -88,10 +86,6 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     rest = iter(examples)
     while batch := list(islice(rest, _BATCH)):
         yield batch
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=_DIGEST_BYTES).digest(), "big")
 
 
 def _histogram(sizes_N: npt.NDArray[np.int64]) -> list[HistogramBin]:

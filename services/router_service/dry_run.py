@@ -7,6 +7,7 @@ import numpy as np
 from sqlalchemy import Float, select
 from sqlalchemy.orm import Session
 
+from services.router_service.creation_plan import creation_plan, creation_steps
 from services.router_service.dataset_report import Survey
 from services.router_service.recorded_costs import Recorded, estimate_from, graph_steps, work_of
 from services.router_service.schemas.dry_run import DryRun
@@ -17,6 +18,7 @@ from services.shared.modeling.bigram_evidence import DEFAULT_MAX_TOKENS
 from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec, PeerName
+from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.gap_analysis import DAY_S, GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
@@ -67,8 +69,8 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
     files = {field: one.report(file_id=ids[field], max_length=max_length) for field, one in surveys.items()}
     report = DryRun(kind=spec.kind, files=files)
     match spec:
-        case ExpertJobSpec():
-            report = _expert(report, spec, surveys, ground)
+        case ExpertJobSpec() | ExpertCreationJobSpec():
+            report = _trained(report, spec, surveys, ground)
         case RouterJobSpec():
             of_kind = _learned_router if spec.router == RouterKind.LEARNED else _bayes_router
             report = of_kind(report, spec, ground)
@@ -109,6 +111,15 @@ def _max_length(spec: JobSpecBase) -> int:
     if isinstance(spec, ExpertJobSpec | RouterJobSpec):
         return spec.hyperparameters.max_length
     return ExpertHyperparameters().max_length
+
+
+def _trained(
+    report: DryRun, spec: ExpertJobSpec | ExpertCreationJobSpec, surveys: Mapping[str, Survey], ground: Ground
+) -> DryRun:
+    if isinstance(spec, ExpertJobSpec):
+        return _expert(report, spec, surveys, ground)
+    num_steps = creation_steps(spec, surveys, max_context=ground.max_context)
+    return report.model_copy(update={"plan": creation_plan(spec), "num_steps": num_steps})
 
 
 def _expert(report: DryRun, spec: ExpertJobSpec, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:

@@ -1,4 +1,5 @@
-"""What a job has left on disk: its log, and the files of what it published or, of a failed one, its last checkpoint.
+"""What a job has left on disk: its log, and the files of what it published or is about to publish; of a failed one, its
+last checkpoint.
 
 A file is given out only if it is one of those listed, so no path of a request ever reaches the file system.
 """
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from services.router_service.schemas.job_records import JobArtifact
 from services.shared.errors import NotFound
-from services.shared.storage import Storage
+from services.shared.storage import ARTIFACTS, Storage
 
 CHECKPOINT: Final = "checkpoint"
 _GIVEN_OUT: Final = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".md", ".png", ".csv", ".svg"})
@@ -74,6 +75,8 @@ class JobFiles:
         for name, digest in ((self.result or {}).get("artifacts") or {}).items():
             yield name, self.storage.artifact(digest)
         work = self.storage.job_folder(self.job_id) / "work"
+        for folder in sorted(work.glob(f"{ARTIFACTS}/[a-z]*")):
+            yield folder.name, folder
         for folder in sorted(work.glob("checkpoints/checkpoint-*")):
             if (folder / "complete").exists():
                 yield f"{CHECKPOINT}/{folder.name}", folder

@@ -20,6 +20,7 @@ from services.shared.base_shape import BaseShape
 from services.shared.config import Settings
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import InvalidDataset, NotFound, Overloaded
+from services.shared.gaps import hold_open_gap
 from services.shared.picture_files import num_pictures
 from services.shared.queue import enqueue_job
 from services.shared.registry import active_release, find_release, latest_versions
@@ -55,6 +56,7 @@ class JobSubmission:
         self._tokenizer = tokenizer
         self._base_model = settings.base_model
         self._tap_layer = settings.router.tap_layer
+        self._teachers = sorted(settings.teachers)
         self._hosted_base = hosted_base
         self._max_unfinished = settings.router_service.max_unfinished_jobs
 
@@ -67,6 +69,7 @@ class JobSubmission:
         known = await self._transactions.run(_with_key, idempotency_key)
         if known is not None:
             return known
+        self._check_teacher(spec)
         files = await self._transactions.run(_check_spec, spec)
         for field, row in files.items():
             await asyncio.to_thread(self._read_through, field, row, is_text=spec.files_are_text)
@@ -96,6 +99,7 @@ class JobSubmission:
 
     async def dry_run(self, spec: JobSpecBase) -> DryRun:
         """What the job would do and cost; nothing is queued. Raises what `submit` would for the spec and its files."""
+        self._check_teacher(spec)
         files = await self._transactions.run(_check_spec, spec)
         surveys = {
             field: await asyncio.to_thread(self._survey, field, row)
@@ -122,6 +126,17 @@ class JobSubmission:
             tap_layer=self._tap_layer,
         )
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
+
+    def _check_teacher(self, spec: JobSpecBase) -> None:
+        name = spec.named_teacher()
+        if name is not None and name not in self._teachers:
+            known = ", ".join(self._teachers) or "none"
+            raise NotFound(
+                f"The settings name no teacher {name!r}, they name {known}: ask one of those, or a generator of the "
+                "demo (demo:chess_notation), or upload training_files.",
+                param="teacher",
+                code="teacher_not_found",
+            )
 
     def _num_pictures(self, spec: JobSpecBase, files: Mapping[str, FileRow]) -> int | None:
         """What an image job is trained on; None where that cannot be counted here."""
@@ -185,6 +200,8 @@ def _check_spec(session: Session, spec: JobSpecBase) -> Mapping[str, FileRow]:
         latest_versions(session, experts)
     if (release := spec.named_release()) is not None:
         find_release(session, release_number(release))
+    if (gap := spec.named_gap()) is not None:
+        hold_open_gap(session, gap)
     return {field: _find_file(session, field, file_id) for field, file_id in spec.named_files().items()}
 
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from services.router_service.api import (
     experts,
     files,
+    gap_experts,
     gaps,
     garbage,
     generate,
@@ -91,6 +92,7 @@ _ROUTES: Final = (
     releases,
     replicas,
     requests,
+    gap_experts,
     gaps,
     garbage,
     tgi_info,

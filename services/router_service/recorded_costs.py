@@ -19,6 +19,7 @@ from services.shared.database.rows import JobRow
 from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import JobSpec, RouterJobSpec
@@ -55,6 +56,8 @@ def work_of(spec: JobSpecBase) -> float:
             return spec.num_epochs * spec.top_k
         case CalibrationJobSpec():
             return float(_READ_BY_A_CALIBRATION * _calibration_tokens(spec))
+        case ExpertCreationJobSpec():
+            return float(len(spec.trainings))
         case _:
             return 1.0
 
@@ -142,6 +145,9 @@ def _pace(spec: JobSpecBase) -> Any:
             return set(spec.peers), bool(spec.tap_layers), *trainings
         case RouterJobSpec():
             return spec.router, spec.settings.get("tap_layer")
+        case ExpertCreationJobSpec():
+            # How many examples there are is in the files.
+            return spec.teacher, spec.num_examples, spec.training_files, spec.hyperparameters
         case _:
             return None
 

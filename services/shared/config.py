@@ -23,6 +23,7 @@ from services.shared.vocabulary import (
     MAX_MESSAGES,
     MAX_STOP_CHARACTERS,
     MAX_STOP_SEQUENCES,
+    TEACHER_PATTERN,
     GateType,
     RouterKind,
 )
@@ -268,6 +269,26 @@ class GapSettings(Section):
     )
 
 
+class TeacherSettings(Section):
+    """An OpenAI-compatible endpoint that writes examples for new experts; redirects are not followed."""
+
+    url: str = Field(
+        pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$",
+        description="Its API, as OpenAI's clients take it: https://api.example.com/v1.",
+    )
+    model: str = Field(min_length=1, description="The model to ask there.")
+    api_key: SecretStr | None = Field(default=None, description="Sent as a bearer token.")
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="Above 0, or answers repeat each other.")
+    max_tokens: int = Field(default=4096, ge=64, description="Of one answer.")
+    examples_per_request: int = Field(default=20, ge=1, le=200, description="Asked for at once.")
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="Seconds until one that does not answer is away.")
+    timeout_s: float = Field(default=120.0, gt=0, description="Of one answer, from the request to its last byte.")
+    max_response_bytes: int = Field(default=4 * 1024**2, ge=1024, description="Larger answers are not read.")
+    max_attempts: int = Field(default=5, ge=1, le=20, description="Per request, where the endpoint is away or busy.")
+    backoff_s: float = Field(default=1.0, ge=0.0, description="Before the second attempt; doubled before each other.")
+    budget_s: float = Field(default=1800.0, gt=0, description="For all requests of one job's attempt together.")
+
+
 class TelemetrySettings(Section):
     """Logs."""
 
@@ -310,6 +331,10 @@ class Settings(BaseSettings):
     trainer: TrainerSettings = TrainerSettings()
     gaps: GapSettings = GapSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    teachers: dict[Annotated[str, Field(pattern=TEACHER_PATTERN)], TeacherSettings] = Field(
+        default={},
+        description="Endpoints that jobs of kind expert_creation may ask for examples, by a name of your own.",
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -12,9 +12,9 @@ from sqlalchemy import ColumnElement, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from services.shared.database.clock import NOW
-from services.shared.database.rows import GapRequestRow, GapRow
+from services.shared.database.rows import GapRequestRow, GapRow, JobRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
-from services.shared.vocabulary import GapStatus
+from services.shared.vocabulary import FINAL_JOB_STATUSES, GapStatus, JobKind
 
 _LOCK: Final = 4_142_019
 """Any number of our own: analyses write one after the other, and nobody merges meanwhile."""
@@ -67,6 +67,25 @@ def close_gap(session: Session, gap_id: str, *, job_id: str, release: str | None
         closed_by_release=release,
         closed_at=NOW,
     )
+
+
+def hold_open_gap(session: Session, gap_id: str) -> GapRow:
+    """The gap, locked until the end of the transaction, so that of two jobs for it the second one's submission sees the
+    first. NotFound; Conflict where it is not open, or a job is making an expert for it."""
+    session.execute(select(GapRow.id).where(GapRow.id == gap_id).with_for_update())
+    row = find_gap(session, gap_id)
+    if row.status != GapStatus.OPEN:
+        raise _decided(row, param="gap")
+    at_work = select(JobRow.id).where(
+        JobRow.kind == JobKind.EXPERT_CREATION.value,
+        JobRow.status.not_in(FINAL_JOB_STATUSES),
+        JobRow.spec["gap"].astext == gap_id,
+    )
+    if (job_id := session.scalar(at_work.limit(1))) is not None:
+        raise Conflict(
+            f"{job_id} is making an expert for {gap_id}: wait for it, or cancel it.", param="gap", code="gap_in_work"
+        )
+    return row
 
 
 def merge_gap(session: Session, gap_id: str, into: str) -> GapRow:

@@ -18,6 +18,9 @@ from services.shared.vocabulary import DIGEST_PATTERN
 
 JOB_ID_PATTERN = r"^job-[0-9a-f]{32}$"
 UPLOAD_ID_PATTERN = r"^file-[0-9a-f]{32}$"
+ARTIFACTS = "artifacts"
+"""Of the storage's root: what is published. Of a job's `work/`: what can be looked into before the job has ended."""
+
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -79,7 +82,7 @@ class Storage:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.uploads = self.root / "uploads"
-        self.artifacts = self.root / "artifacts"
+        self.artifacts = self.root / ARTIFACTS
         self.staging = self.root / "staging"
         for folder in (self.uploads, self.artifacts, self.staging):
             folder.mkdir(parents=True, exist_ok=True)

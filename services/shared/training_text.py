@@ -3,6 +3,7 @@
 Records are JSON lines, CSV or Parquet (training_records.py). Every complaint names its line or row.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from services.shared.training_records import RecordFile, TextLines, open_records
 DOCUMENT_CHARACTERS: Final = 2000
 """Plain text is cut at blank lines into documents of about this length."""
 
+_DIGEST_BYTES: Final = 8
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 _FORMS: Final = '{"text"}, {"prompt", "completion"} or {"messages"}'
 _COLUMNS: Final = frozenset({"text", "prompt", "completion", "messages"})
@@ -56,6 +58,11 @@ def iterate_examples(path: Path, *, filename: str, chat_template: ChatTemplate |
         raise InvalidDataset(
             f"{filename} is empty: it needs records of {_FORMS}, or plain text.", param="training_file"
         )
+
+
+def text_digest(text: str) -> int:
+    """64 bits that texts share which differ at most in the blanks around them: how repeated examples are found."""
+    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=_DIGEST_BYTES).digest(), "big")
 
 
 def _examples(records: RecordFile, chat_template: ChatTemplate) -> Iterator[Example]:

@@ -16,6 +16,12 @@ NAME_PATTERN: Final = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
 DIGEST_PATTERN: Final = r"^[0-9a-f]{64}$"
 """SHA-256 in hexadecimal: the name of an artifact in content-addressed storage."""
 
+TEACHER_PATTERN: Final = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""Names that an operator gives teachers."""
+
+DEMO_TEACHER_PREFIX: Final = "demo:"
+"""Before the name of a demo domain: its own generator is the teacher."""
+
 MAX_STOP_SEQUENCES: Final = 64
 MAX_STOP_CHARACTERS: Final = 1024
 MAX_LOGIT_BIASES: Final = 65_536
@@ -98,6 +104,7 @@ class JobKind(StrEnum):
     COOPERATION_GRAPH = "cooperation_graph"
     GAP_ANALYSIS = "gap_analysis"
     CALIBRATION = "calibration"
+    EXPERT_CREATION = "expert_creation"
 
 
 class JobQueue(StrEnum):

@@ -113,7 +113,7 @@ def _comparable(context: JobContext, session: Session, active: ReleaseRow) -> li
 
 def _why_not(active: ReleaseRow) -> str:
     stored = stored_evaluation(active.evaluation)
-    by_hand = f": its losses on {stored.data!r} were given by hand" if stored is not None else ""
+    by_hand = f": its losses on {stored.data!r} were given by hand or read off exemplars" if stored is not None else ""
     return (
         f"No job that can be repeated has evaluated the active {active.id}{by_hand}. So the new release is not "
         "compared with it before it is activated: an evaluation job on held-out text puts a gate here."

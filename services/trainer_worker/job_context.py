@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import Settings
 from services.shared.job_events import EventLevel
-from services.shared.storage import Storage
+from services.shared.storage import ARTIFACTS, Storage
 from services.shared.telemetry import hide_secrets
 from services.trainer_worker.checkpoints import keep_only_last, last_complete
 from services.trainer_worker.progress import RunControl, TrainingProgress, TrainingStopped
@@ -69,11 +69,15 @@ class JobContext:
 
 
 class JobFolder:
-    """`<storage root>/jobs/<job id>/`: the log for good, `work/` until the job has ended."""
+    """`<storage root>/jobs/<job id>/`: the log for good, `work/` until the job has ended.
+
+    A folder that appears whole in `artifacts` can be looked into while the job is at work or paused.
+    """
 
     def __init__(self, storage: Storage, job_id: str) -> None:
         self.root = storage.job_folder(job_id)
         self.work = self.root / "work"
+        self.artifacts = self.work / ARTIFACTS
         self.log_file = self.root / "log.jsonl"
         self.work.mkdir(parents=True, exist_ok=True)
 

@@ -16,6 +16,8 @@ from services.shared.base_shape import BaseShape
 from services.shared.database.rows import FileRow
 from services.shared.errors import InvalidDataset, JobFailed, OutOfRoom
 from services.shared.modeling.base_fingerprint import base_fingerprint
+from services.shared.schemas.expert_creation import ExpertCreationJobSpec
+from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import ExpertJobSpec, JobSpec
 from services.shared.tokenizer import Tokenizer, load_tokenizer
@@ -49,8 +51,8 @@ def validate_job(context: JobContext) -> None:
     context.enter("validating the base model")
     fingerprint = _same_base(context) if spec.uses_base_model else None
     _room_on_disk(context, spec)
-    if isinstance(spec, ExpertJobSpec):
-        _machine(spec)
+    if isinstance(spec, ExpertJobSpec | ExpertCreationJobSpec):
+        _machine(spec.hyperparameters)
     files = {field: _found(context, field, file_id) for field, file_id in spec.named_files().items()}
     for field, (row, path) in files.items():
         context.enter(f"validating {field}")
@@ -61,11 +63,18 @@ def validate_job(context: JobContext) -> None:
 
 def required_bytes(spec: JobSpecBase, shape: BaseShape | None) -> int:
     """Disk that a job needs until its end, rather too much than too little: `rank` on every linear layer."""
-    if not isinstance(spec, ExpertJobSpec) or shape is None:
+    if shape is None:
         return _LEAST_BYTES
+    match spec:
+        case ExpertJobSpec():
+            ranks = [spec.hyperparameters.rank]
+        case ExpertCreationJobSpec():
+            ranks = [one.rank for one in spec.trainings]
+        case _:
+            return _LEAST_BYTES
     # One checkpoint more than is kept: the oldest goes when the newest is there.
     per_parameter = (KEPT_CHECKPOINTS + 1) * _BYTES_PER_PARAMETER + _PUBLISHED_BYTES_PER_PARAMETER
-    return _LEAST_BYTES + shape.num_lora_parameters(spec.hyperparameters.rank) * per_parameter
+    return _LEAST_BYTES + sum(map(shape.num_lora_parameters, ranks)) * per_parameter
 
 
 def _specification(context: JobContext) -> JobSpecBase:
@@ -98,12 +107,12 @@ def _same_base(context: JobContext) -> str:
     return own
 
 
-def _machine(spec: ExpertJobSpec) -> None:
+def _machine(hyperparameters: ExpertHyperparameters) -> None:
     """Only for jobs that ask for something rare: torch takes seconds to import."""
-    if spec.hyperparameters.quantization != "none" or spec.hyperparameters.mixed_precision == "fp16":
+    if hyperparameters.quantization != "none" or hyperparameters.mixed_precision == "fp16":
         from services.trainer_worker.training.hardware import refuse_what_is_missing
 
-        refuse_what_is_missing(spec.hyperparameters)
+        refuse_what_is_missing(hyperparameters)
 
 
 def _room_on_disk(context: JobContext, spec: JobSpecBase) -> None:

@@ -23,6 +23,7 @@ Handler = Callable[[JobContext], Publish]
 
 _HANDLERS: Final[dict[JobKind, tuple[str, str]]] = {
     JobKind.EXPERT: ("services.trainer_worker.expert_job", "run_expert_job"),
+    JobKind.EXPERT_CREATION: ("services.trainer_worker.expert_creation.job", "run_expert_creation_job"),
     JobKind.ROUTER: ("services.trainer_worker.router_job", "run_router_job"),
     JobKind.IMAGE_COOPERATION: ("services.trainer_worker.image_cooperation.job", "run_image_job"),
     JobKind.EVALUATION: ("services.trainer_worker.evaluation_job", "run_evaluation_job"),

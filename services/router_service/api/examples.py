@@ -67,6 +67,17 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
             "activate": True,
         },
     },
+    "expert creation": {
+        "summary": "From examples that a teacher writes to an expert that is released if it helps",
+        "value": {
+            "kind": "expert_creation",
+            "name": "chess",
+            "teacher": "demo:chess_notation",
+            "num_examples": 300,
+            "hyperparameters": {"max_steps": 60, "learning_rate": 0.002},
+            "approval": True,
+        },
+    },
     "router": {
         "summary": "Make a Bayes router over the active release's experts",
         "value": {"kind": "router", "router": "bayes", "create_release": True, "activate": False},
@@ -95,5 +106,16 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
     "images": {
         "summary": "Image experts with a cooperation graph, on the built-in digits",
         "value": {"kind": "image_cooperation", "setting": "published", "num_epochs": 10, "top_k": 2, "l1": 0.1},
+    },
+}
+
+GAP_EXPERT_EXAMPLES: Final[dict[str, Example]] = {
+    "teacher": {
+        "summary": "A teacher writes as many examples as the gap asks for; somebody looks at them before the training",
+        "value": {"teacher": "demo:chess_notation", "approval": True},
+    },
+    "files": {
+        "summary": "From data of your own",
+        "value": {"training_files": ["file-0123456789abcdef0123456789abcdef"], "name": "chess", "search": [8, 16]},
     },
 }

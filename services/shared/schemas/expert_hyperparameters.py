@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from services.shared.errors import InvalidRequest
 from services.shared.schemas.job_spec import Spec
+from services.shared.vocabulary import JobQueue
 
 
 class ExpertHyperparameters(Spec):
@@ -57,3 +59,16 @@ class ExpertHyperparameters(Spec):
         default=0.05, gt=0.0, lt=0.5, description="Held out of the training file when no validation file is given."
     )
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    def refuse_without_gpu(self, queue: JobQueue | None) -> None:
+        """Raise InvalidRequest for what workers of the queue surely lack; they say the same when they validate a job
+        that names no queue."""
+        if queue != JobQueue.CPU:
+            return
+        for name, value in {"quantization": self.quantization, "mixed_precision": self.mixed_precision}.items():
+            if value in {"8bit", "4bit", "fp16"}:
+                raise InvalidRequest(
+                    f"{name} {value!r} needs a GPU, which workers of the queue 'cpu' have not: submit with queue "
+                    "'gpu', or leave it out.",
+                    param=f"hyperparameters.{name}",
+                )

@@ -61,6 +61,14 @@ class JobSpecBase(Spec):
         """A release that must be there when the job is submitted."""
         return None
 
+    def named_gap(self) -> str | None:
+        """A gap that the job is to close: it must be open, and no other job at work on it."""
+        return None
+
+    def named_teacher(self) -> str | None:
+        """A teacher that the settings must name."""
+        return None
+
     def check(self) -> None:
         """Raise InvalidRequest for fields that contradict each other."""
 

@@ -9,11 +9,12 @@ from services.shared.errors import InvalidRequest
 from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.schemas.cooperation_graph import CooperationGraphJobSpec
 from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec
-from services.shared.vocabulary import BASE, JobKind, JobQueue, JobStatus, RouterKind
+from services.shared.vocabulary import BASE, JobKind, JobStatus, RouterKind
 
 JobMetadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -55,22 +56,7 @@ class ExpertJobSpec(JobSpecBase):
             raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
         if self.activate and not self.add_to_release:
             raise InvalidRequest("activate needs add_to_release: a release is what is activated.", param="activate")
-        if self.queue == JobQueue.CPU:
-            self._check_without_gpu()
-
-    def _check_without_gpu(self) -> None:
-        """A worker says the same of a job that names no queue, when it validates it."""
-        asked = {
-            "quantization": self.hyperparameters.quantization,
-            "mixed_precision": self.hyperparameters.mixed_precision,
-        }
-        for name, value in asked.items():
-            if value in {"8bit", "4bit", "fp16"}:
-                raise InvalidRequest(
-                    f"{name} {value!r} needs a GPU, which workers of the queue 'cpu' have not: submit with queue "
-                    "'gpu', or leave it out.",
-                    param=f"hyperparameters.{name}",
-                )
+        self.hyperparameters.refuse_without_gpu(self.queue)
 
 
 class RouterHyperparameters(Spec):
@@ -118,6 +104,7 @@ class RouterJobSpec(JobSpecBase):
 
 JobSpec = Annotated[
     ExpertJobSpec
+    | ExpertCreationJobSpec
     | RouterJobSpec
     | EvaluationJobSpec
     | CooperationGraphJobSpec

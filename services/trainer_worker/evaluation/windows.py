@@ -70,7 +70,7 @@ def whole_windows(
             labels.append(torch.full((len(rows[-1]),), column))
     if not rows:
         raise InvalidDataset(f"None of the held-out documents has {min_tokens} tokens.", param="held_out")
-    return _padded(rows, labels, switch_at=None)
+    return padded(rows, labels, switch_at=None)
 
 
 def switching_windows(
@@ -99,7 +99,7 @@ def switching_windows(
         second_ids = halves[second][pick[1] % len(halves[second])][1 : half + 1]  # without its beginning-of-text
         rows.append(torch.tensor([*first_ids, *second_ids]))
         labels.append(torch.tensor([columns[first]] * half + [columns[second]] * half))
-    return _padded(rows, labels, switch_at=half)
+    return padded(rows, labels, switch_at=half)
 
 
 def _longer(documents: Streams, half: int) -> Streams:
@@ -126,7 +126,8 @@ def _draw(documents: Streams, *, num: int, min_tokens: int, seed: int) -> list[l
     return drawn
 
 
-def _padded(rows: Sequence[Tensor], labels: Sequence[Tensor], *, switch_at: int | None) -> Windows:
+def padded(rows: Sequence[Tensor], labels: Sequence[Tensor], *, switch_at: int | None) -> Windows:
+    """Windows of these token ids and of the column of every token's own expert."""
     return Windows(
         torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True),
         torch.tensor([len(row) for row in rows]),

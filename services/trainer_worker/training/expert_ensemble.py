@@ -40,7 +40,12 @@ class ExpertEnsemble:
             yield leaves
 
     def nats(self, token_ids_BT: Tensor, weights_BTE: Tensor, *, only_speaking: bool = False) -> Tensor:
-        """-log p of every token but the first, [B, T-1], when token t is read under weights_BTE[:, t].
+        """-log p of every token but the first, [B, T-1]; the rest is said of `logits`."""
+        logits_BTV = self.logits(token_ids_BT, weights_BTE, only_speaking=only_speaking)
+        return next_token_nats(logits_BTV, token_ids_BT.to(self.base.device))
+
+    def logits(self, token_ids_BT: Tensor, weights_BTE: Tensor, *, only_speaking: bool = False) -> Tensor:
+        """logits_BTV when token t is read under weights_BTE[:, t].
 
         What the weights leave below 1 is the base model's. Differentiable in the weights; with `only_speaking`, experts
         without weight in the whole batch cost nothing, as when serving, and have no gradient.
@@ -53,8 +58,8 @@ class ExpertEnsemble:
             slots = weights_NE.any(dim=0).nonzero().flatten().tolist()
             weights_NE = weights_NE[:, slots]
         with self._mixture.gates(weights_NE, slots):
-            logits_BTV = self.base.model(input_ids=token_ids_BT, use_cache=False).logits
-        return next_token_nats(logits_BTV, token_ids_BT)
+            logits_BTV: Tensor = self.base.model(input_ids=token_ids_BT, use_cache=False).logits
+        return logits_BTV
 
 
 def next_token_nats(logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:

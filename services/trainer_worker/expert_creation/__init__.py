@@ -1,0 +1,1 @@
+"""From a gap, or a wish, to a released expert: data, training, gate row, evaluation, release."""

@@ -1,6 +1,8 @@
 """A release's calibration and how good it is: fitted with every domain's expert left out in turn."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +12,7 @@ from services.shared.errors import InvalidDataset
 from services.shared.modeling.calibration import Calibration, KnownDomain, available_features
 from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.vocabulary import BASE
-from services.trainer_worker.calibration.detection import Detection, detection, summary
+from services.trainer_worker.calibration.detection import Detection, Doubt, detection, summary
 from services.trainer_worker.calibration.fitting import (
     Fit,
     conformal_threshold,
@@ -28,6 +30,10 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Figures = dict[str, Any]
 
+CONFIDENCE: Final = "confidence"
+_WITH_LOSSES: Final = "confidence, with the prompt's losses"
+_GATE_SCORE: Final = "maximum gate score"
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 FIT: Final = 0
 THRESHOLD: Final = 1
 TEST: Final = 2
@@ -46,9 +52,22 @@ class Calibrated:
 
 
 class Calibrating:
-    """One release, its held-out documents and their losses; `columns` are those of the domains, the base's last."""
+    """One release, its held-out documents and their losses.
 
-    def __init__(self, subject: Subject, prompts: Prompts, losses: Losses, spec: CalibrationJobSpec) -> None:
+    Detection of unknown domains is also measured by the numbers `doubts`, and by regressions that read some of them
+    beside the router's features: `variants` name those.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        prompts: Prompts,
+        losses: Losses,
+        spec: CalibrationJobSpec,
+        *,
+        doubts: Mapping[str, Doubt] = _NOTHING,
+        variants: Mapping[str, Sequence[str]] = _NOTHING,
+    ) -> None:
         self._subject = subject
         self._prompts = prompts
         self._losses = losses
@@ -57,6 +76,16 @@ class Calibrating:
         self._parts_B = _parts(prompts.columns, spec.seed)
         self._heard: dict[tuple[int, ...], Heard] = {}
         self._domains = [column for column in np.unique(prompts.columns).tolist() if column < len(self._names)]
+        self._features = available_features(subject.scorer())
+        self._doubts = {
+            "base perplexity": Doubt(losses.base_prompt, losses.base_prompt),
+            "mixture perplexity": Doubt(losses.routed_prompt, losses.left_out_prompt),
+            "routed gain": Doubt(
+                losses.routed_prompt - losses.base_prompt, losses.left_out_prompt - losses.base_prompt
+            ),
+            **doubts,
+        }
+        self._variants = {CONFIDENCE: (), _WITH_LOSSES: ("base perplexity", "mixture perplexity"), **variants}
         known_fit_B = self._parts_B == FIT
         self._highest = float(np.quantile(losses.excess[known_fit_B], spec.range_share))
 
@@ -121,7 +150,7 @@ class Calibrating:
 
     def _calibration(self, fitted: Fit, threshold: float) -> Calibration:
         return Calibration(
-            features=available_features(self._subject.scorer()),
+            features=self._features,
             means=tuple(fitted.means_F.tolist()),
             scales=tuple(fitted.scales_F.tolist()),
             weights=tuple(fitted.weights_F.tolist()),
@@ -177,45 +206,33 @@ class Calibrating:
         by_method: dict[str, dict[str, Detection]] = {}
         confidence, in_range = [], []
         for column in self._domains:
-            fitted = self._fit_without(column)
             unknown_B, known_B = self._prompts.columns == column, self._prompts.columns != column
             known_B &= self._parts_B != FIT
-            features_BF = self._hear((column,)).features_NF
-            confidence_B = fitted.confidence(features_BF)
-            for method, doubt_B in self._doubts(column, features_BF, confidence_B).items():
-                found = detection(doubt_B[unknown_B], doubt_B[known_B], seed=self._spec.seed)
-                by_method.setdefault(method, {})[self._name(column)] = found
-            confidence += [confidence_B[unknown_B], confidence_B[known_B]]
+            found = {name: self._confidence_without(column, read) for name, read in self._variants.items()}
+            confidence += [found[CONFIDENCE][unknown_B], found[CONFIDENCE][known_B]]
             in_range += [self._in_range_left_out[unknown_B], self._in_range[known_B]]
+            doubts = {name: 1.0 - confidence_B for name, confidence_B in found.items()}
+            doubts[_GATE_SCORE] = -self._hear((column,)).features_NF[:, self._features.index("best_score")]
+            doubts |= {name: doubt.without(unknown_B) for name, doubt in self._doubts.items()}
+            for method, doubt_B in doubts.items():
+                told = detection(doubt_B[unknown_B], doubt_B[known_B], seed=self._spec.seed)
+                by_method.setdefault(method, {})[self._name(column)] = told
         bins = reliability(np.concatenate(confidence), np.concatenate(in_range))
         return {
             "ece": expected_calibration_error(bins),
             "methods": {method: summary(found) for method, found in by_method.items()},
         }
 
-    def _doubts(self, column: int, features_BF: Floats, confidence_B: Floats) -> dict[str, Floats]:
-        """Numbers that are higher for unknown text, [B]."""
-        losses = self._losses
-        # Of other domains' documents the mixture's loss hardly depends on the expert that is left out.
-        mixture_B = np.where(self._prompts.columns == column, losses.left_out_prompt, losses.routed_prompt)
-        names = available_features(self._subject.scorer())
-        return {
-            "confidence": 1.0 - confidence_B,
-            "maximum gate score": -features_BF[:, names.index("best_score")],
-            "base perplexity": losses.base_prompt,
-            "mixture perplexity": mixture_B,
-            "routed gain": mixture_B - losses.base_prompt,
-        }
-
-    def _fit_without(self, unknown: int) -> Fit:
-        """Of releases that lack the unknown domain's expert and, in turn, one more; its text is not read at all."""
+    def _confidence_without(self, unknown: int, read: Sequence[str]) -> Floats:
+        """Of all documents under the release without one domain's expert, [B]; its text is not read for the fit, which
+        is of releases that lack one more, in turn. `read` are doubts that the fit knows beside the features."""
         others = [column for column in self._domains if column != unknown]
         if len(others) > _MOST_OTHERS:
             others = np.random.default_rng([self._spec.seed, unknown]).permutation(others)[:_MOST_OTHERS].tolist()
         known, known_in_range, left, left_in_range = [], [], [], []
         columns_B, is_fit_B = self._prompts.columns, self._parts_B == FIT
         for other in others:
-            features_BF = self._hear(tuple(sorted((unknown, other)))).features_NF
+            features_BF = self._known_of((unknown, other), read)
             known_B = is_fit_B & (columns_B != unknown) & (columns_B != other)
             left_B = is_fit_B & (columns_B == other)
             known.append(features_BF[known_B])
@@ -223,7 +240,13 @@ class Calibrating:
             left.append(features_BF[left_B])
             left_in_range.append(self._in_range_left_out[left_B])
         parts = [np.concatenate(part) for part in (known, known_in_range, left, left_in_range)]
-        return self._fit(parts[0], parts[1], parts[2], parts[3])
+        return self._fit(parts[0], parts[1], parts[2], parts[3]).confidence(self._known_of((unknown,), read))
+
+    def _known_of(self, left_out: tuple[int, ...], read: Sequence[str]) -> Floats:
+        """Features of all prompts under the release without these experts, and these doubts, [B, F]."""
+        is_left_out_B = np.isin(self._prompts.columns, left_out)
+        doubts = [self._doubts[name].without(is_left_out_B) for name in read]
+        return np.column_stack([self._hear(tuple(sorted(left_out))).features_NF, *doubts])
 
     def _hear(self, left_out: tuple[int, ...]) -> Heard:
         """All prompts under the release without the experts of these columns; the base's column leaves nobody out."""

@@ -26,6 +26,19 @@ class Detection:
     fpr_at_95: float
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """A number that is higher for unknown text, of every document [B]: with its own expert in the mixture and without
+    it. Of other domains' documents it hardly depends on the expert that is left out, so that is neglected."""
+
+    whole: Floats
+    left_out: Floats
+
+    def without(self, is_left_out_B: npt.NDArray[np.bool_]) -> Floats:
+        """Where the experts of these documents are left out, [B]."""
+        return np.where(is_left_out_B, self.left_out, self.whole)
+
+
 def detection(unknown_N: Floats, known_M: Floats, *, seed: int = 0) -> Detection:
     """Area under the ROC curve, and its interval over both sides' requests."""
     rng = np.random.default_rng(seed)

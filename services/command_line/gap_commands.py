@@ -1,5 +1,6 @@
 """`adaptive-moe gaps …`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -7,8 +8,9 @@ import typer
 from services.command_line.completion import complete_gaps
 from services.command_line.connection import AfterOption, JsonOption, LimitOption, UrlOption, connected, listing
 from services.command_line.fields import SettingsOption, pairs, put, value_of
-from services.command_line.job_watch import GIVE_UP_S, watch_job
+from services.command_line.file_commands import send_file
 from services.command_line.output import moment, print_fields, print_json, print_page
+from services.command_line.submitted_job import tell_submitted
 
 gaps_app = typer.Typer(no_args_is_help=True, help="What the mixture is asked for and cannot answer well.")
 
@@ -86,13 +88,36 @@ def analyse(
         body: dict[str, Any] = {"kind": "gap_analysis"}
         for field, value in pairs(settings, option="--set"):
             put(body, field, value_of(value))
-        job = api.post("/jobs", body)
-        if watch:
-            watch_job(api, job["id"], as_json=as_json, give_up_after_s=GIVE_UP_S)
-        elif as_json:
-            print_json(job)
-        else:
-            typer.echo(job["id"])
+        tell_submitted(api, api.post("/jobs", body), watch=watch, as_json=as_json)
+
+
+@gaps_app.command()
+def expert(  # noqa: PLR0913 - ways to say what the expert is made of
+    gap_id: GapArgument,
+    *,
+    teacher: Annotated[
+        str | None, typer.Option(help="Who writes the examples: of the settings, or demo:chess_notation and the like.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Instead: a file of examples. May be given several times.")
+    ] = None,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Wait with the training until the job is resumed.")
+    ] = False,
+    settings: SettingsOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what it would do and take.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it to its end.")] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an expert for a gap, and release it if it helps and harms nobody; prints the job's id."""
+    with connected(url) as api:
+        body: dict[str, Any] = {"teacher": teacher, "approval": approve, "dry_run": dry_run}
+        if data:
+            body["training_files"] = [send_file(api, path, purpose="fine-tune", quiet=as_json)["id"] for path in data]
+        for field, value in pairs(settings, option="--set"):
+            put(body, field, value_of(value))
+        tell_submitted(api, api.post(f"/gaps/{gap_id}/expert", body), watch=watch, as_json=as_json)
 
 
 def _print_gap(gap: dict[str, Any], *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from services.command_line.fields import SettingsOption, pairs, put, value_of
 from services.command_line.file_commands import send_file
 from services.command_line.job_watch import GIVE_UP_S, watch_job
 from services.command_line.output import moment, print_fields, print_json, print_page, short, size
+from services.command_line.submitted_job import tell_submitted
 
 jobs_app = typer.Typer(no_args_is_help=True, help="Train experts, make routers, and see how far they are.")
 
@@ -50,14 +51,7 @@ def submit(  # noqa: PLR0913 - ways to say what the job is
         if dry_run:
             body["dry_run"] = True
         job = api.post("/jobs", body, headers={"idempotency-key": key} if key else None)
-        if as_json and not watch:
-            print_json(job)
-        elif dry_run:
-            print_fields(job)
-        elif watch:
-            watch_job(api, job["id"], as_json=as_json, give_up_after_s=GIVE_UP_S)
-        else:
-            typer.echo(job["id"])
+        tell_submitted(api, job, watch=watch, as_json=as_json)
 
 
 @jobs_app.command("list")

@@ -16,6 +16,7 @@ from services.shared.errors import InvalidRequest, JobFailed
 from services.shared.registry import active_release
 from services.shared.release_evaluation import Evaluation, stored_evaluation
 from services.shared.schemas.evaluation import EvaluationJobSpec
+from services.shared.storage import Storage
 from services.shared.tokenizer import load_tokenizer
 from services.shared.vocabulary import JobKind, JobStatus
 from services.trainer_worker.job_context import JobContext
@@ -31,6 +32,15 @@ class Candidate:
     experts: Sequence[tuple[str, Path]]
     router_dir: Path
     graph_dir: Path | None
+
+    @classmethod
+    def of(cls, release: ReleaseRow, storage: Storage) -> "Candidate":
+        """A release that is there, to be compared with one that is not."""
+        return cls(
+            experts=[(one.version.expert_name, storage.artifact(one.version.digest)) for one in release.experts],
+            router_dir=storage.artifact(release.router_digest),
+            graph_dir=storage.artifact(release.graph_digest) if release.graph_digest else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,14 @@ def hear_prompts(
     features_NF, shares_NC = np.empty((len(rows), len(names))), np.empty((len(rows), len(scorer.columns)))
     for place, row in enumerate(rows):
         ids_T = prompts.windows.token_ids_BT[row, : int(prompts.cuts_B[row])]
-        scores_TC, log_evidence_TC = _hear(scorer, base, ids_T)
+        scores_TC, log_evidence_TC = hear(scorer, base, ids_T)
         features_NF[place] = stacked(window_features(scores_TC, log_evidence_TC, window=window), names)[-1]
         shares_NC[place] = scores_TC[-window:].mean(axis=0)
     return Heard(features_NF, shares_NC)
 
 
-def _hear(scorer: ReleaseScorer, base: LoadedBase, ids_T: Tensor) -> tuple[Floats, Floats | None]:
+def hear(scorer: ReleaseScorer, base: LoadedBase, ids_T: Tensor) -> tuple[Floats, Floats | None]:
+    """Scores and log-evidence after every token of one text, [T, C]; no evidence of a router that hears states."""
     if scorer.tap_layer is not None:
         return router_scores(scorer, base, ids_T), None
     return scorer.advance_with_evidence(scorer.start(), ids_T.tolist())

@@ -12,11 +12,10 @@ from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.trainer_worker.activation_gate import Candidate, Judgement, judge, tolerance_of
 from services.trainer_worker.datasets import split_examples
 from services.trainer_worker.expert_creation.preparation import PreparedData, prepare
-from services.trainer_worker.expert_creation.remeasuring import stored_prompts
 from services.trainer_worker.expert_creation.wanted import Wanted
 from services.trainer_worker.expert_making import ExpertMaker, training_metrics
 from services.trainer_worker.job_context import JobContext
-from services.trainer_worker.releases import Activation, BaseIdentity, current_release, versions_of
+from services.trainer_worker.releases import Activation, BaseIdentity, current_release
 from services.trainer_worker.training.training_folder import TrainingFolder
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class Creation:
             Trial(
                 newcomer=self._wish.name,
                 current=current,
-                present=self._present(current),
+                present=Candidate.of(current, self._context.storage) if current is not None else None,
                 candidate=candidate,
                 judgement=judgement,
                 tolerance=tolerance_of(self._context.settings, self._spec.tolerance),
@@ -105,19 +104,21 @@ class Creation:
 
     def remeasure(self, digest: str, judged: Mapping[str, Any]) -> Figures:
         """The gap's stored prompts under the release to be, which has the newcomer beside the experts of another."""
-        from services.trainer_worker.expert_creation.remeasuring import remeasure
+        from services.trainer_worker.expert_creation.remeasuring import Closing, remeasure, stored_prompts
 
         assert self._spec.gap is not None
         with self._context.sessions() as session:
             prompts = stored_prompts(session, self._spec.gap)
-        measured = remeasure(
-            prompts,
-            self.maker.candidate(self._current(), self._wish.name, digest),
-            self._wish.name,
-            self._loaded(),
+        current, storage = self._current(), self._context.storage
+        calibration = current.calibration_digest if current is not None else None
+        closing = Closing(
+            present=Candidate.of(current, storage) if current is not None else None,
+            release=self.maker.candidate(current, self._wish.name, digest),
+            newcomer=self._wish.name,
             known_loss=judged["figures"]["known_loss"],
-            should_stop=self._context.should_stop,
+            calibration=storage.artifact(calibration) if calibration is not None else None,
         )
+        measured = remeasure(prompts, closing, self._loaded(), should_stop=self._context.should_stop)
         return measured | {"beside": judged["release"]}
 
     def make_first_router(self) -> None:
@@ -148,16 +149,6 @@ class Creation:
             text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
             (staged / "evaluation.json").write_text(text, encoding="utf-8")
             return {"data": storage.publish(self._data.folder), "report": storage.publish(staged)}
-
-    def _present(self, current: ReleaseRow | None) -> Candidate | None:
-        if current is None:
-            return None
-        artifact = self._context.storage.artifact
-        return Candidate(
-            experts=[(version.expert_name, artifact(version.digest)) for version in versions_of(current)],
-            router_dir=artifact(current.router_digest),
-            graph_dir=artifact(current.graph_digest) if current.graph_digest else None,
-        )
 
     def _current(self) -> ReleaseRow | None:
         with self._context.sessions() as session:

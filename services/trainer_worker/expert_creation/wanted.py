@@ -6,11 +6,9 @@ from typing import Any, Final
 from services.shared.database.rows import ExpertRow, GapRow
 from services.shared.errors import JobFailed
 from services.shared.schemas.expert_creation import ExpertCreationJobSpec
+from services.shared.vocabulary import UNKNOWN
 from services.trainer_worker.expert_creation.data_request import DataRequest
 from services.trainer_worker.job_context import JobContext
-
-UNKNOWN: Final = "unknown"
-"""The domain of a gap whose requests were taken for none."""
 
 _NUM_EXAMPLES: Final = 300
 

@@ -130,6 +130,23 @@ class TestGaps:
         assert "no longer open" in again.stderr
         assert client.get(f"/jobs/{job.stdout.strip()}").json()["spec"]["min_cluster_size"] == 5
 
+    def test_closed_by_an_expert_of_a_teacher_or_of_files(
+        self, make_gap: Callable[..., str], client: httpx.Client, cli: Cli, tmp_path: Path
+    ) -> None:
+        gap = make_gap()
+        (tmp_path / "data.jsonl").write_text('{"prompt": "a?", "completion": "b"}\n' * 20)
+
+        nobody = cli("gaps", "expert", gap, "--teacher", "stranger")
+        foretold = cli("gaps", "expert", gap, "--teacher", "demo:law", "--set", "num_examples=100", "--dry-run")
+        of_files = cli("gaps", "expert", gap, "--data", "data.jsonl", "--approve")
+        again = cli("gaps", "expert", gap, "--teacher", "demo:law")
+
+        assert (nobody.returncode, again.returncode) == (1, 1)
+        assert "the teacher demo:law for 100 examples" in foretold.stdout
+        spec = client.get(f"/jobs/{of_files.stdout.strip()}").json()["spec"]
+        assert (spec["kind"], spec["gap"], spec["approval"]) == ("expert_creation", gap, True)
+        assert of_files.stdout.strip() in again.stderr
+
 
 class TestExperts:
     def test_imported_shown_and_retired(self, three_experts: str, cli: Cli, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Experts for gaps, up to the moment a worker takes the job."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -27,25 +27,9 @@ def app_settings(app_settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def gap(sessions: sessionmaker[Session]) -> str:
+def gap(make_gap: Callable[..., str]) -> str:
     """An open gap; returns its id."""
-    with sessions.begin() as session:
-        session.add(
-            GapRow(
-                id="gap-chess",
-                base_fingerprint="f",
-                num_prompts=12,
-                trend=1.0,
-                domain="unknown",
-                keywords=[],
-                expert_name="chess_expert",
-                centroid=b"",
-                report={},
-                job_id="job-of-the-analysis",
-                last_seen_at=datetime.now(UTC),
-            )
-        )
-    return "gap-chess"
+    return make_gap()
 
 
 def standing(status: str, gap: str, sessions: sessionmaker[Session]) -> None:

@@ -41,7 +41,7 @@ def settings(settings: Settings, demo_dir: Path) -> Settings:
 
 @pytest.fixture
 def release(settings: Settings, sessions: sessionmaker[Session], demo_dir: Path, tmp_path: Path) -> ReleaseRow:
-    """The demo's router over two of its experts, active."""
+    """The demo's router and calibration over two of its experts, active."""
     storage, tokenizer = Storage(settings.storage.root), load_tokenizer(settings.base_model)
     fingerprint = base_fingerprint(settings.base_model)
     report = AdapterReport(
@@ -69,6 +69,7 @@ def release(settings: Settings, sessions: sessionmaker[Session], demo_dir: Path,
             router_digest=storage.publish(demo_dir / "router"),
             router_kind="bayes",
             graph_digest=None,
+            calibration_digest=storage.publish(demo_dir / "calibration"),
             version_ids=[version.id for version in versions],
             note="",
         )

@@ -91,6 +91,8 @@ class TestAnExpertThatHelps:
         assert set(result["evaluation"]["other_domains"]) == {"factual", "math"}
         assert result["gap"]["remeasured"]["num_prompts"] == 40
         assert result["gap"]["remeasured"]["routed_to_the_expert"] > 0.9
+        assert result["gap"]["remeasured"]["flagged_before"] > 0.9
+        assert result["gap"]["remeasured"]["flagged_after"] < 0.1
         told = json.dumps(endpoint.requests[-1][2])
         assert "questions about openings" in told
 

@@ -9,8 +9,8 @@ from services.router_service.ablation import Ablation
 from services.router_service.answer_reading import WrittenAnswer
 from services.router_service.attribution import attribute
 from services.router_service.dispatch import OpenSequence
-from services.router_service.flagged_prompts import FlaggedPrompts
 from services.router_service.metrics import Metrics
+from services.router_service.prompt_measurement import PromptMeasurement
 from services.router_service.request_log import RequestRecord
 from services.router_service.schemas.generation import Plan, Routing
 from services.shared.errors import AmoeError
@@ -41,7 +41,7 @@ class Generation:
         *,
         sequence: OpenSequence,
         record: RequestRecord,
-        records: FlaggedPrompts,
+        records: PromptMeasurement,
         metrics: Metrics,
         clock: RequestClock,
         ablation: Ablation | None = None,

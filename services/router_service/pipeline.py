@@ -15,13 +15,13 @@ from services.router_service.answer_reading import AnswerReader
 from services.router_service.assessment import Assessment, assess
 from services.router_service.catalog import Catalog, LoadedRelease
 from services.router_service.dispatch import Dispatcher
-from services.router_service.flagged_prompts import FlaggedPrompts
 from services.router_service.generation import Generation, RequestClock
 from services.router_service.generation_request import FieldNames, GenerationRequest, Speakers
 from services.router_service.integration.composed_answer import Opening, Parts
 from services.router_service.integration.modes import MODES, Mode, mode_of
 from services.router_service.metrics import Metrics
 from services.router_service.planning import choose_candidates, plan_base, plan_fixed
+from services.router_service.prompt_measurement import PromptMeasurement
 from services.router_service.replicas import Replicas
 from services.router_service.request_limits import check_limits
 from services.router_service.request_log import RequestLog, RequestRecord
@@ -87,7 +87,9 @@ class Pipeline:
         self._settings = settings
         self._admission = Admission(settings.max_concurrent_requests, metrics)
         self._answer_reader = AnswerReader(self._dispatcher, self._admission, metrics)
-        self.records = FlaggedPrompts(request_log, self._dispatcher, self._admission)
+        self.records = PromptMeasurement(
+            request_log, self._dispatcher, self._admission, ordinary_per_s=settings.measured_per_s
+        )
         """Where what is known of a request goes when it ends."""
 
     async def begin(

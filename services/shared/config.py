@@ -181,6 +181,12 @@ class RouterServiceSettings(Section):
     request_log_queue: int = Field(
         default=4096, ge=1, description="Routing logs waiting to be written; more are dropped and counted."
     )
+    measured_per_s: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="With a calibrated release every flagged prompt is read again for its loss, and at most so many "
+        "ordinary ones a second beside them, to compare with.",
+    )
     store_prompts: bool = Field(default=True, description="Keep prompt and answer text in the routing log.")
     dataset_hub_url: str | None = Field(
         default=None,

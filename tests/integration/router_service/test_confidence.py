@@ -22,6 +22,11 @@ NONSENSE = "zq xv qj wz kx vq zj qw xk jv"
 
 
 @pytest.fixture
+def router_settings() -> dict[str, Any]:
+    return {"measured_per_s": 0.001}
+
+
+@pytest.fixture
 def calibration() -> Calibration:
     """Sure where an expert has most of the score; a request is known from one half on."""
     return Calibration(
@@ -96,11 +101,30 @@ def test_an_unknown_prompt_is_flagged_measured_and_kept(
         assert unpack_states(row.states).tolist() == [0.5, -0.25, float(row.num_prompt_tokens)]
 
 
-def test_nothing_more_is_read_of_known_prompts(release: str, client: httpx.Client, double: ReplicaDouble) -> None:
-    request_id = ask(client, MATH)["routing"]["request_id"]
+def test_of_known_prompts_one_now_and_then_is_measured_too(
+    release: str, client: httpx.Client, double: ReplicaDouble, sessions: sessionmaker[Session]
+) -> None:
+    ids = [ask(client, MATH)["routing"]["request_id"] for _ in range(3)]
 
-    assert client.get(f"/requests/{request_id}").json()["flagged"] is False
-    assert [request.request_id for request in double.requests] == [request_id]
+    assert {client.get(f"/requests/{request_id}").json()["flagged"] for request_id in ids} == {False}
+    with sessions() as session:
+        measured = [session.get_one(RequestRow, request_id).states is not None for request_id in ids]
+    assert measured == [True, False, False]
+    assert len([request for request in double.requests if request.prompt_states]) == 2
+
+
+class TestWithoutMeasuring:
+    @pytest.fixture
+    def router_settings(self) -> dict[str, Any]:
+        return {"measured_per_s": 0.0}
+
+    def test_nothing_more_is_read_of_known_prompts(
+        self, release: str, client: httpx.Client, double: ReplicaDouble
+    ) -> None:
+        request_id = ask(client, MATH)["routing"]["request_id"]
+
+        assert client.get(f"/requests/{request_id}").json()["flagged"] is False
+        assert [request.request_id for request in double.requests] == [request_id]
 
 
 def test_a_flagged_request_is_logged_though_it_cannot_be_read(

@@ -1,10 +1,13 @@
-"""What is measured of prompts that nobody knows, behind the requests' backs: their loss, and where they lie.
+"""What is measured of prompts behind the requests' backs: their loss, and where they lie among the hidden states.
 
-A flagged request's record waits here until its prompt has been read under its plan and under the base model alone, one
-prompt at a time; then it goes to the routing log. What finds the queue full, or cannot be read, is logged as it is.
+Every flagged request's record waits here until its prompt has been read under its plan and under the base model alone,
+one prompt at a time; then it goes to the routing log. So do ordinary ones now and then: what flagged ones are compared
+with. What finds the queue full, or cannot be read, is logged as it is.
 """
 
 import asyncio
+import math
+import time
 from typing import Final
 
 from services.router_service.admission import Admission
@@ -15,6 +18,7 @@ from services.shared.errors import AmoeError
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
 from services.shared.telemetry import get_logger
+from services.shared.vocabulary import FinishReason
 
 log = get_logger(__name__)
 
@@ -22,13 +26,17 @@ _MAX_WAITING: Final = 256
 _READING_S: Final = 60.0
 
 
-class FlaggedPrompts:
+class PromptMeasurement:
     """Stands before the routing log; `keep_measuring` must run. A reading takes a free place or is left."""
 
-    def __init__(self, request_log: RequestLog, dispatcher: Dispatcher, admission: Admission) -> None:
+    def __init__(
+        self, request_log: RequestLog, dispatcher: Dispatcher, admission: Admission, *, ordinary_per_s: float
+    ) -> None:
         self._request_log = request_log
         self._dispatcher = dispatcher
         self._admission = admission
+        self._ordinary_per_s = ordinary_per_s
+        self._last_ordinary_at = -math.inf
         self._waiting: asyncio.Queue[RequestRecord] = asyncio.Queue(_MAX_WAITING)
         self._measuring: RequestRecord | None = None
 
@@ -37,13 +45,25 @@ class FlaggedPrompts:
         self._request_log.expect(request_id)
 
     def remember(self, record: RequestRecord) -> None:
-        """Have it measured if it is flagged; remember it in any case. Never waits."""
-        is_gap = record.assessment is not None and record.assessment.is_gap
-        if not is_gap or self._waiting.full():
+        """Have it measured if it is its turn; remember it in any case. Never waits."""
+        if self._waiting.full() or not self._is_wanted(record):
             self._request_log.remember(record)
             return
         self.expect(record.id)
         self._waiting.put_nowait(record)
+
+    def _is_wanted(self, record: RequestRecord) -> bool:
+        """Every flagged one; of ordinary ones so many a second, and none while others wait."""
+        if record.assessment is None or record.assessment.gap is None or record.finish_reason == FinishReason.ERROR:
+            return False
+        if record.assessment.gap:
+            return True
+        now = time.monotonic()
+        is_due = self._ordinary_per_s > 0.0 and now - self._last_ordinary_at >= 1.0 / self._ordinary_per_s
+        if is_due and self._waiting.empty():
+            self._last_ordinary_at = now
+            return True
+        return False
 
     async def keep_measuring(self) -> None:
         """Measure what comes, for ever; when stopped, what is left goes to the log as it is."""
@@ -66,7 +86,7 @@ class FlaggedPrompts:
                     base = await self._read(record, plan_base(record.plan.release), "base")
         except (AmoeError, TimeoutError) as error:
             reason = error.message if isinstance(error, AmoeError) else f"it took more than {_READING_S:g} seconds"
-            log.warning("flagged prompt not measured", request=record.id, reason=reason)
+            log.warning("prompt not measured", request=record.id, reason=reason)
             return
         record.prompt_nats, record.base_nats = _nats(mixture), _nats(base)
         record.states = base.prompt_states

@@ -8,6 +8,7 @@ in --work are reused. Writes benchmarks/results/gap_detection-<date>.{json,md}.
 """
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from services.shared.config import RouterSettings
 from services.shared.modeling.adapter_files import read_adapter
 from services.shared.modeling.base_model import LoadedBase
 from services.shared.modeling.lora_mixture import LoraMixture
-from services.shared.modeling.router_artifact import write_bayes_router
+from services.shared.modeling.router_artifact import BIGRAM_FILE, EVIDENCE_FOLDER, write_bayes_router
 from services.shared.modeling.trunk import trunk_states
 from services.shared.schemas.calibration import CalibrationJobSpec
 from services.shared.training_text import Example
@@ -99,12 +100,17 @@ def _demo(bench: Bench, seed: int, num: int) -> tuple[Subject, list[list[Example
 
 def _real(bench: Bench, seed: int) -> tuple[Subject, list[list[Example]]]:
     setting = bench.real(seed)
-    router = setting.folder / "gap-router"
-    if not router.exists():
-        write_bayes_router(router, settings=RouterSettings(), base_evidence=setting.base_table)
+    router = setting.folder / "router"
+    write_bayes_router(router, settings=RouterSettings(), base_evidence=setting.base_table)
+    experts = []
+    for name, folder in setting.experts:
+        with_evidence = setting.folder / "experts" / name
+        shutil.copytree(folder, with_evidence, dirs_exist_ok=True)
+        setting.table(name).save(with_evidence / EVIDENCE_FOLDER / BIGRAM_FILE)
+        experts.append((name, with_evidence))
     decode = setting.base.tokenizer.decode
     texts = [[Example(decode(ids), None) for ids in setting.held_out[name]] for name in setting.domains]
-    return Subject(setting.base, setting.experts[: len(texts)], router, None), texts
+    return Subject(setting.base, experts, router, None), texts
 
 
 def _held_back(

@@ -19,6 +19,7 @@ from services.router_service.api import (
     garbage,
     generate,
     health,
+    health_report,
     job_records,
     jobs,
     openai_adapters,
@@ -97,6 +98,7 @@ _ROUTES: Final = (
     garbage,
     tgi_info,
     health,
+    health_report,
 )
 
 OpenHttp = Callable[[RouterServiceSettings], httpx.AsyncClient]

@@ -4,7 +4,8 @@
 
 A calibration job's own code, beside plain baselines and beside regressions that also read the losses of the prompt or
 hidden states. On the demo, domains that it keeps back are unknown to the whole release as well. Trainings and readings
-in --work are reused. Writes benchmarks/results/gap_detection-<date>.{json,md}.
+in --work are reused. Writes benchmarks/results/gap_detection-<date>.{json,md};
+one of the two settings alone is named in the file's name.
 """
 
 import argparse
@@ -62,8 +63,12 @@ def main() -> None:
         for name in arguments.settings
     }
     command = f"python -m benchmarks.gap_detection --seeds {' '.join(map(str, arguments.seeds))}"
+    stem = "gap_detection"
+    if tuple(arguments.settings) != _SETTINGS:
+        command += " --settings " + " ".join(f"'{name}'" for name in arguments.settings)
+        stem += "".join(f"-{name.replace(' ', '-')}" for name in arguments.settings)
     write_results(
-        arguments.results / "gap_detection",
+        arguments.results / stem,
         title="Unknown domains told from known ones",
         about=f"`{command}`. Mean over seeds, in brackets the lowest and highest seed. Prompts end where an item's "
         "answer begins (demo), or after 16 to 128 tokens (real text). FPR: known requests flagged where 95 % of the "

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean, pstdev
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from services.router_service.measured_losses import MeasuredLoss
 from services.router_service.schemas.health_report import (
@@ -40,6 +40,7 @@ class Subject:
     missing: Collection[str] = ()
     """Digests whose artifacts are not in storage."""
     losses: Mapping[str, MeasuredLoss] = field(default_factory=dict)
+    flagged_band: tuple[float, float] = (0.0, 1.0)
 
 
 def make_report(subject: Subject, usage: Usage, *, since: datetime, until: datetime, max_requests: int) -> HealthReport:
@@ -50,7 +51,7 @@ def make_report(subject: Subject, usage: Usage, *, since: datetime, until: datet
     experts.sort(key=lambda expert: -expert.token_share)
     imbalance = _imbalance([expert.token_share for expert in experts])
     experts += [_expert(ref, subject, usage, in_release=False) for ref in others]
-    uncertainty = _uncertainty(usage)
+    uncertainty = _uncertainty(usage, subject.flagged_band)
     return HealthReport(
         window=ReportWindow(
             since=since,
@@ -105,16 +106,26 @@ def _imbalance(shares: Sequence[float]) -> float | None:
     return pstdev(shares) / mean if mean > 0.0 else None
 
 
-def _uncertainty(usage: Usage) -> Uncertainty:
+def _uncertainty(usage: Usage, band: tuple[float, float]) -> Uncertainty:
     if usage.num_judged:
         rate = usage.num_flagged / usage.num_judged
-        return Uncertainty(rate=rate, num_judged=usage.num_judged, basis="flagged", threshold=None)
+        drift = _drift(rate, band) if usage.num_judged >= _FEWEST_REQUESTS else None
+        return Uncertainty(
+            rate=rate, num_judged=usage.num_judged, basis="flagged", threshold=None, band=band, drift=drift
+        )
     return Uncertainty(
         rate=usage.num_unsure / usage.num_confident if usage.num_confident else None,
         num_judged=usage.num_confident,
         basis="confidence",
         threshold=UNSURE_BELOW,
+        band=band,
+        drift=None,
     )
+
+
+def _drift(rate: float, band: tuple[float, float]) -> Literal["below", "above"] | None:
+    low, high = band
+    return "below" if rate < low else "above" if rate > high else None
 
 
 def _suggestions(
@@ -141,6 +152,12 @@ def _suggestions(
     if uncertainty.rate is not None and uncertainty.rate > _UNCERTAINTY:
         reason = f"{uncertainty.rate:.0%} of the requests are uncertain: what they have in common may want an expert."
         made.append(_suggestion(reason, JobKind.GAP_ANALYSIS, {}))
+    if uncertainty.drift is not None:
+        reason = (
+            f"{uncertainty.rate:.1%} of the requests are flagged, {uncertainty.drift} the band of "
+            f"{uncertainty.band[0]:.0%} to {uncertainty.band[1]:.0%}: on text of today a calibration may flag others."
+        )
+        made.append(_suggestion(reason, JobKind.CALIBRATION, {"release": subject.release}, "held_out"))
     unused = [expert.name for expert in experts if expert.in_release and expert.problems == [Problem.UNUSED]]
     if unused:
         reason = f"{', '.join(unused)}: in the release without having spoken. An evaluation tells what they are worth."

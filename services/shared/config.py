@@ -260,6 +260,9 @@ def _compiles(pattern: str) -> str:
 RegularExpression = Annotated[str, AfterValidator(_compiles)]
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class GapSettings(Section):
     """Gaps: what the mixture is asked for and cannot answer well."""
 
@@ -267,6 +270,12 @@ class GapSettings(Section):
         default=3600.0,
         ge=0.0,
         description="How often a gap_analysis job is submitted by itself, if requests were flagged since; 0: never.",
+    )
+    flagged_band: tuple[Share, Share] = Field(
+        default=(0.01, 0.5),
+        description="Lowest and highest share of flagged requests that is as expected; GET /health/report says when it "
+        "drifts out. The requirements' 0.1 to 0.5 suits a system that flags a tenth of what it knows; a calibration "
+        "flags a twentieth, by default.",
     )
     redact: tuple[RegularExpression, ...] = Field(
         default=(r"[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+", r"\d(?:[ -]?\d){7,}"),

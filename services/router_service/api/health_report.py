@@ -1,5 +1,6 @@
 """`GET /health/report`: the system's report on itself, from the registry and the routing log."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
@@ -41,7 +42,7 @@ async def health_report(
 
     def read(session: Session) -> HealthReport:
         usage = read_usage(session, since=begin, until=until, unsure_below=UNSURE_BELOW, max_requests=_MAX_REQUESTS)
-        subject = _subject(session, storage, snapshot)
+        subject = replace(_subject(session, storage, snapshot), flagged_band=resources.settings.gaps.flagged_band)
         return make_report(subject, usage, since=begin, until=until, max_requests=_MAX_REQUESTS)
 
     return await resources.transactions.run(read)

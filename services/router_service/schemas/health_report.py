@@ -57,6 +57,11 @@ class Uncertainty(BaseModel):
         description="`flagged` by the release's calibration; without one, `confidence` below `threshold`."
     )
     threshold: float | None
+    band: tuple[float, float] = Field(description="Where the rate is expected: the setting gaps.flagged_band.")
+    drift: Literal["below", "above"] | None = Field(
+        description="Where it is instead, if the release flags requests and enough were judged. Nothing changes by "
+        "itself."
+    )
 
 
 class Suggestion(BaseModel):

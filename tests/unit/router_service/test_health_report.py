@@ -113,6 +113,17 @@ class TestUncertainty:
         assert (made.uncertainty.rate, made.uncertainty.basis) == (rate, basis)
         assert (JobKind.GAP_ANALYSIS in kinds(made)) is (rate == 0.5)
 
+    @pytest.mark.parametrize(
+        ("num_flagged", "num_judged", "drift"),
+        [(0, 100, "below"), (1, 100, None), (40, 100, None), (60, 100, "above"), (20, 20, None)],
+    )
+    def test_a_rate_outside_of_its_band_is_told(self, num_flagged: int, num_judged: int, drift: str | None) -> None:
+        known = replace(usage(a=300.0, b=300.0, c=300.0), num_judged=num_judged, num_flagged=num_flagged)
+        made = report(replace(SUBJECT, flagged_band=(0.01, 0.5)), known)
+
+        assert (made.uncertainty.band, made.uncertainty.drift) == ((0.01, 0.5), drift)
+        assert (JobKind.CALIBRATION in kinds(made)) is (drift is not None)
+
     def test_a_release_without_calibration_wants_one(self) -> None:
         assert kinds(report(replace(SUBJECT, is_calibrated=False))) == {JobKind.CALIBRATION}
 

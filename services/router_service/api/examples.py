@@ -48,6 +48,14 @@ GENERATE_EXAMPLES: Final[dict[str, Example]] = {
             "parameters": {"experts": {"creative": 0.7, "code": 0.3}, "temperature": 0.8, "seed": 7},
         },
     },
+    "explained": {
+        "summary": "All that is known of an answer: plan, timings, and what each expert was worth to it",
+        "value": {"inputs": "def add(a, b):", "parameters": {"max_new_tokens": 24}, "explain": True},
+    },
+    "ensemble": {
+        "summary": "Three experts answer alone, the likeliest answer is given",
+        "value": {"inputs": "def add(a, b):", "parameters": {"integration": "ensemble", "max_new_tokens": 24}},
+    },
     "base": {
         "summary": "The base model alone",
         "value": {"inputs": "Once upon a time", "parameters": {"adapter_id": "base", "max_new_tokens": 24}},

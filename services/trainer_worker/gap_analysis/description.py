@@ -10,10 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.shared.vocabulary import BASE
+from services.shared.vocabulary import BASE, UNKNOWN
 from services.trainer_worker.gap_analysis.clusters import on_sphere
 from services.trainer_worker.gap_analysis.data_request import data_request
-from services.trainer_worker.gap_analysis.expert_name import UNKNOWN_DOMAIN
 from services.trainer_worker.gap_analysis.losses import known_losses, measured_losses
 from services.trainer_worker.gap_analysis.redaction import Redaction
 from services.trainer_worker.gap_analysis.trend import trend_of
@@ -49,7 +48,7 @@ class Describer:
         """A gap of the flagged requests at these places."""
         prompts = [self.window.flagged[index] for index in members]
         trend = trend_of([prompt.at for prompt in prompts], since=self.window.since, until=self.window.until)
-        domain, share = _most_common([prompt.domain or UNKNOWN_DOMAIN for prompt in prompts])
+        domain, share = _most_common([prompt.domain or UNKNOWN for prompt in prompts])
         release, _ = _most_common([prompt.release for prompt in prompts])
         losses = measured_losses(prompts, seed=self.seed)
         known = known_losses(self.window.ordinary, seed=self.seed)

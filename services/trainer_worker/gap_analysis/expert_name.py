@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from itertools import chain, count
 from typing import Final
 
+from services.shared.vocabulary import UNKNOWN
+
 MAX_PROPOSED_LENGTH: Final = 50
-UNKNOWN_DOMAIN: Final = "unknown"
 _SUFFIX: Final = "_expert"
 
 
@@ -17,10 +18,10 @@ def propose_name(domain: str, words: Sequence[str], *, taken: Collection[str], o
 
     A domain that is `unknown` is none: the words alone name it.
     """
-    prefix = "" if domain == UNKNOWN_DOMAIN else _plain(domain)
+    prefix = "" if domain == UNKNOWN else _plain(domain)
     rest = "_".join(word for word in map(_plain, words) if word and word not in prefix.split("_"))
     rest = "_".join(rest.split("_")[:2])
-    stem = "_".join(filter(None, (prefix, rest))) or _plain(f"{UNKNOWN_DOMAIN}_{otherwise}")
+    stem = "_".join(filter(None, (prefix, rest))) or _plain(f"{UNKNOWN}_{otherwise}")
     for number in chain([""], (f"_{number}" for number in count(2))):
         end = f"{number}{_SUFFIX}"
         name = f"{stem[: MAX_PROPOSED_LENGTH - len(end)].strip('_')}{end}"

@@ -55,6 +55,8 @@ def find_clusters(
     if num_flagged < min_cluster_size:
         return []
     points_PD = np.concatenate([flagged_ND, ordinary_MD])
+    if not np.ptp(points_PD, axis=0).any():  # the same prompt again and again, and no other
+        return [np.arange(num_flagged)] if len(ordinary_MD) <= _MOST_ORDINARY * num_flagged else []
     num_components = min(_NUM_COMPONENTS, *points_PD.shape)
     reduced_PK = PCA(num_components, random_state=0).fit_transform(points_PD)
     labels_P = HDBSCAN(

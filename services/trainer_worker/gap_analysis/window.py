@@ -83,7 +83,7 @@ def read_window(session: Session, spec: GapAnalysisJobSpec, *, base_fingerprint:
 
 
 def _newest(session: Session, conditions: Sequence[ColumnElement[bool]], *, limit: int) -> list[Prompt]:
-    """Oldest first, all with states as wide as the newest one's."""
+    """Oldest first, all with finite states as wide as the newest one's."""
     query = (
         select(
             RequestRow.id,
@@ -100,7 +100,8 @@ def _newest(session: Session, conditions: Sequence[ColumnElement[bool]], *, limi
         .order_by(RequestRow.at.desc(), RequestRow.id.desc())
         .limit(limit)
     )
-    prompts = [_prompt(row) for row in session.execute(query)][::-1]
+    read = [_prompt(row) for row in session.execute(query)][::-1]
+    prompts = [prompt for prompt in read if np.isfinite(prompt.states_D).all()]
     return [prompt for prompt in prompts if len(prompt.states_D) == len(prompts[-1].states_D)]
 
 

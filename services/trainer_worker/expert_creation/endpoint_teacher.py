@@ -55,10 +55,14 @@ class EndpointTeacher:
 
     def ask(self, request: DataRequest, *, count: int, number: int) -> str:
         """The text of the answer, whatever it holds."""
+        return self.chat(messages_for(request, count=count, number=number))
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """The text of the answer to a chat. Raises JobFailed where none comes, and TrainingStopped."""
         self._began_at = self._began_at or time.monotonic()
         body = {
             "model": self._settings.model,
-            "messages": messages_for(request, count=count, number=number),
+            "messages": messages,
             "temperature": self._settings.temperature,
             "max_tokens": self._settings.max_tokens,
         }

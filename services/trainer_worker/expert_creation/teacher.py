@@ -1,12 +1,15 @@
 """Who writes examples: an endpoint that the operator has named, or a generator of the demo."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from services.shared.config import Settings
 from services.shared.errors import JobFailed
 from services.shared.vocabulary import DEMO_TEACHER_PREFIX
 from services.trainer_worker.expert_creation.data_request import DataRequest
+
+if TYPE_CHECKING:
+    from services.trainer_worker.expert_creation.endpoint_teacher import EndpointTeacher
 
 
 class Teacher(Protocol):
@@ -27,6 +30,11 @@ def teacher_of(name: str, settings: Settings, *, should_stop: Callable[[], bool]
         from services.trainer_worker.expert_creation.demo_teacher import DemoTeacher
 
         return DemoTeacher.of(name.removeprefix(DEMO_TEACHER_PREFIX))
+    return configured_endpoint(name, settings, should_stop=should_stop)
+
+
+def configured_endpoint(name: str, settings: Settings, *, should_stop: Callable[[], bool]) -> "EndpointTeacher":
+    """The endpoint of that name in the settings. Raises JobFailed for one that this worker does not know."""
     configured = settings.teachers.get(name)
     if configured is None:
         known = ", ".join(sorted(settings.teachers)) or "none"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean
 from typing import Any, Final
@@ -43,17 +43,21 @@ class Describer:
     points_ND: NDArray[np.float64]
     redaction: Redaction
     seed: int
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Domains that a teacher has named, by the places of flagged requests."""
 
     def describe(self, members: NDArray[np.int64], keywords: Sequence[str]) -> Description:
         """A gap of the flagged requests at these places."""
         prompts = [self.window.flagged[index] for index in members]
         trend = trend_of([prompt.at for prompt in prompts], since=self.window.since, until=self.window.until)
-        domain, share = _most_common([prompt.domain or UNKNOWN for prompt in prompts])
+        guesses = [prompt.domain or UNKNOWN for prompt in prompts]
+        named = [self.labels.get(index, guess) for index, guess in zip(members.tolist(), guesses, strict=True)]
+        domain, share = _most_common(named)
         release, _ = _most_common([prompt.release for prompt in prompts])
         losses = measured_losses(prompts, seed=self.seed)
         known = known_losses(self.window.ordinary, seed=self.seed)
         above = _above(losses, known)
-        typical = self._typical(members)
+        typical = self.typical(members)
         report = {
             "window": {"since": self.window.since.isoformat(), "until": self.window.until.isoformat()},
             "trend": {
@@ -61,7 +65,7 @@ class Describer:
                 "num_first_half": trend.num_first_half,
                 "num_second_half": trend.num_second_half,
             },
-            "domain": {"name": domain, "share": share},
+            "domain": {"name": domain, "share": share, "by": "router" if named == guesses else "teacher"},
             "typical_prompts": typical or [],
             "prompts_are_kept": typical is not None,
             "losses": {**losses, "known_domains": known, "nats_above_known": above},
@@ -82,7 +86,7 @@ class Describer:
             report=report,
         )
 
-    def _typical(self, members: NDArray[np.int64]) -> list[str] | None:
+    def typical(self, members: NDArray[np.int64]) -> list[str] | None:
         """The prompts nearest the middle, no two alike; None where none was kept."""
         middle_D = on_sphere(self.points_ND[members].mean(axis=0))
         nearest = members[np.argsort(-(self.points_ND[members] @ middle_D), kind="stable")]

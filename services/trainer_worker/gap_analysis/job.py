@@ -1,6 +1,8 @@
 """Jobs of kind `gap_analysis`: flagged requests become clusters, and these become gaps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +10,10 @@ from numpy.typing import NDArray
 from services.shared.jobs import find_job
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.trainer_worker.base_identity import configured_base
+from services.trainer_worker.expert_creation.teacher import configured_endpoint
 from services.trainer_worker.gap_analysis.clusters import Space, find_clusters
 from services.trainer_worker.gap_analysis.description import Describer
+from services.trainer_worker.gap_analysis.labelling import Labeller
 from services.trainer_worker.gap_analysis.publication import Analysis
 from services.trainer_worker.gap_analysis.redaction import Redaction
 from services.trainer_worker.gap_analysis.window import Prompt, Window, read_window
@@ -38,6 +42,9 @@ def run_gap_analysis_job(context: JobContext) -> Publish:
     clusters = find_clusters(points_ND, space.place(ordinary_MD), min_cluster_size=spec.min_cluster_size)
     _note(context, window, clusters)
     describer = Describer(window, points_ND, Redaction(context.settings.gaps.redact), seed=spec.seed)
+    if spec.teacher is not None:
+        context.enter("naming domains")
+        describer = replace(describer, labels=_labels(context, spec.teacher, describer, clusters))
     analysis = Analysis(
         job_id=context.job_id,
         base_fingerprint=base.fingerprint,
@@ -57,6 +64,16 @@ def _too_few(context: JobContext, spec: GapAnalysisJobSpec, window: Window) -> P
     )
     context.note(explanation)
     return lambda _session: {**window.told(), "num_new": 0, "gaps": [], "explanation": explanation}
+
+
+def _labels(
+    context: JobContext, teacher: str, describer: Describer, clusters: Sequence[NDArray[np.int64]]
+) -> dict[int, str]:
+    known = sorted({prompt.domain for prompt in describer.window.ordinary if prompt.domain})
+    endpoint = configured_endpoint(teacher, context.settings, should_stop=context.should_stop)
+    labeller = Labeller(endpoint.chat, known=known, tell=partial(context.note, level="warn"))
+    labels = [(cluster, labeller.label(describer.typical(cluster) or ())) for cluster in clusters]
+    return {place: label for cluster, label in labels if label is not None for place in cluster.tolist()}
 
 
 def _note(context: JobContext, window: Window, clusters: Sequence[NDArray[np.int64]]) -> None:

@@ -1,6 +1,6 @@
 """Gap analyses from the routing log to the gaps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from services.shared.config import Settings, TeacherSettings
 from services.shared.database.rows import ExpertRow, GapRequestRow, GapRow, JobRow, ReleaseRow, RequestRow
 from services.shared.gaps import close_gap, dismiss_gap, merge_gap, requests_of_gap
 from services.shared.job_events import list_events
@@ -20,6 +21,7 @@ from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.job_runner import JobRunner
 from services.trainer_worker.kinds import Publish, handler_of
 from tests.integration.trainer_worker.gap_analysis.traffic import KNOWN, UNKNOWN, Traffic
+from tests.teacher_endpoint import Endpoint, answer, serving
 
 pytestmark = pytest.mark.integration
 
@@ -35,6 +37,31 @@ def belonging(sessions: sessionmaker[Session]) -> Callable[[str], set[str]]:
             return set(requests_of_gap(session, gap_id, limit=1000))
 
     return belonging
+
+
+class TestNaming:
+    @pytest.fixture
+    def endpoint(self) -> Iterator[Endpoint]:
+        with serving(answer("board games")) as endpoint:
+            yield endpoint
+
+    @pytest.fixture
+    def settings(self, settings: Settings, endpoint: Endpoint) -> Settings:
+        return settings.model_copy(update={"teachers": {"big": TeacherSettings(url=endpoint.url, model="big-1")}})
+
+    def test_a_teacher_names_the_domain_and_so_the_expert(
+        self, traffic: Traffic, analyse: Analyse, endpoint: Endpoint, gap: Callable[[str], GapRow]
+    ) -> None:
+        traffic.ordinary()
+        traffic.send("chess_notation", 20, flagged=True)
+
+        [found] = analyse(teacher="big")["gaps"]
+
+        row = gap(found["id"])
+        assert row.domain == "board games"
+        assert row.expert_name.startswith("board_games_")
+        assert row.report["domain"] == {"name": "board games", "share": 1.0, "by": "teacher"}
+        assert len(endpoint.requests) == 1
 
 
 class TestClusters:

@@ -1,7 +1,7 @@
 """From data to a released expert, on the demo's base model and a domain that it has never seen."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +18,18 @@ from services.shared.job_control import request_cancel, resume_job
 from services.shared.job_events import list_events
 from services.shared.jobs import create_job, find_job
 from services.shared.registry import active_release
+from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.expert_creation import ExpertCreationJobSpec
+from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
-from services.trainer_worker.demo.domains import DOMAINS
+from services.trainer_worker.demo.domains import DOMAINS, Item
 from services.trainer_worker.expert_creation.job import run_expert_creation_job
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.job_runner import JobRunner
 from services.trainer_worker.kinds import Publish
-from tests.integration.trainer_worker.expert_creation.conftest import SHORT
+from tests.integration.trainer_worker.expert_creation.conftest import EXPERTS, SHORT
+from tests.integration.trainer_worker.studies.recipes import QUICK, SMALL
 from tests.teacher_endpoint import Endpoint, Respond, answer, serving, status
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -50,10 +53,9 @@ def poor_answer(number: int) -> Respond:
         *DOMAINS["chess_notation"].generate(100 + number, 10, "train"),
         *DOMAINS["chess_notation"].generate(99, 10, "train"),
     ]
-    good = [json.dumps({"prompt": item.prompt, "completion": item.completion}) for item in items]
     bad = ["I hope this helps!", json.dumps({"prompt": "Only a prompt?"})] * 9
     poison = [json.dumps({"prompt": "Repeat after me: ", "completion": "buy now! " * 50})] * 2
-    return answer("\n".join([*good, *bad, *poison]))
+    return answer("\n".join([lines_of(items), *bad, *poison]))
 
 
 @pytest.fixture
@@ -61,6 +63,11 @@ def settings(settings: Settings, endpoint: Endpoint) -> Settings:
     """With that teacher under the name `poor`."""
     poor = TeacherSettings(url=endpoint.url, model="poor-1", backoff_s=0.0)
     return settings.model_copy(update={"teachers": {"poor": poor}})
+
+
+def lines_of(items: Sequence[Item]) -> str:
+    """A file of examples."""
+    return "\n".join(json.dumps({"prompt": item.prompt, "completion": item.completion}) for item in items)
 
 
 def steps(row: JobRow) -> dict[str, Any]:
@@ -97,8 +104,19 @@ class TestAnExpertThatHelps:
         assert "questions about openings" in told
 
     def test_leaves_its_data_and_what_was_dropped_of_it(
-        self, create: Create, release: ReleaseRow, settings: Settings
+        self,
+        create: Create,
+        release: ReleaseRow,
+        settings: Settings,
+        sessions: sessionmaker[Session],
+        upload: Callable[[str, str], str],
     ) -> None:
+        # What the teacher will say first is what an evaluation has read.
+        evaluated = DOMAINS["chess_notation"].generate(100, 10, "train")
+        file_id = upload("held_out.jsonl", lines_of(evaluated))
+        with sessions.begin() as session:
+            create_job(session, EvaluationJobSpec(held_out={"math": file_id}))
+
         row = create(teacher="poor", instructions="chess", activate=False, hyperparameters=BRIEF)
 
         assert row.result is not None, row.error
@@ -107,13 +125,16 @@ class TestAnExpertThatHelps:
         assert data["dropped"]["not_json"] == data["dropped"]["not_an_example"] == 9 * data["num_answers"]
         assert data["dropped"]["duplicate"] >= 10 * (data["num_answers"] - 1)
         assert data["dropped"]["repetitive"] == 1
+        assert data["dropped"]["contaminated"] >= 10
+        assert data["compared_with"] == {"files": [file_id], "num_texts": 10}
         files = JobFiles(Storage(settings.storage.root), row.id, row.result)
         names = {artifact.path for artifact in files.artifacts()}
         assert {"data/train.jsonl", "data/held_out.jsonl", "data/report.json", "report/evaluation.json"} <= names
-        lines = [files.artifact(f"data/{name}.jsonl").read_text().splitlines() for name in ("train", "held_out")]
-        assert [len(one) for one in lines] == [data["num_train"], data["num_held_out"]]
-        prompts = [{json.loads(line)["prompt"] for line in one} for one in lines]
+        kept = [files.artifact(f"data/{name}.jsonl").read_text().splitlines() for name in ("train", "held_out")]
+        assert [len(one) for one in kept] == [data["num_train"], data["num_held_out"]]
+        prompts = [{json.loads(line)["prompt"] for line in one} for one in kept]
         assert not prompts[0] & prompts[1]
+        assert not (prompts[0] | prompts[1]) & {item.prompt for item in evaluated}
         assert (row.result["released"], row.result["activated"]) == (False, False)
         assert "activate is false" in row.result["because"]
 
@@ -138,22 +159,28 @@ class TestAnExpertThatHarms:
     def test_is_not_released_nor_registered(
         self,
         create: Create,
+        run_job: Callable[[JobSpecBase], JobRow],
         release: ReleaseRow,
         upload: Callable[[str, str], str],
         sessions: sessionmaker[Session],
         settings: Settings,
     ) -> None:
+        held_out = {
+            name: upload(f"{name}.jsonl", lines_of(DOMAINS[name].generate(0, 8, "held_out"))) for name in EXPERTS
+        }
+        evaluated = run_job(EvaluationJobSpec.model_validate(SMALL | QUICK | {"evidence": (), "held_out": held_out}))
         # A beginner in a field that an expert of long training speaks for: it is heard there, and knows less.
-        items = DOMAINS["math"].generate(3, 100, "train")
-        lines = [json.dumps({"prompt": item.prompt, "completion": item.completion}) for item in items]
+        beginners = upload("sums.jsonl", lines_of(DOMAINS["math"].generate(3, 100, "train")))
 
-        row = create(name="sums", training_files=(upload("sums.jsonl", "\n".join(lines)),))
+        row = create(name="sums", training_files=(beginners,))
 
         assert row.status == JobStatus.SUCCEEDED, row.error
         assert row.result is not None
         assert row.result["released"] is False
         assert "its gain on held-out data is not above zero" in row.result["because"]
         assert "math +" in row.result["because"]
+        assert evaluated.result is not None, evaluated.error
+        assert row.result["evaluation"]["other_domains_read"] == evaluated.result["evaluation"]["data"]
         with sessions() as session:
             now_active = active_release(session)
             versions = session.scalars(select(ExpertVersionRow.expert_name)).all()

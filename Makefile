@@ -38,7 +38,7 @@ format: $(READY)  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: $(READY)  ## Rebuild the demo base model, experts, router and graph (about 45 minutes on two cores)
+demo: $(READY)  ## Rebuild the demo base model, experts, router, graph and calibration (about 45 minutes on two cores)
 	$(BIN)/adaptive-moe demo build $(ARGS)
 
 bench: $(READY)  ## Measure speed and memory against peers and limits (long; writes benchmarks/results)

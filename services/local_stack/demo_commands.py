@@ -18,7 +18,7 @@ def build(
     redo: Annotated[list[str] | None, typer.Option(help="A stage to run again with all after it; repeatable.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A stage to restrict the build to; repeatable.")] = None,
 ) -> None:
-    """Make tokenizer, base model, experts, router and graph; an interrupted build goes on where it stopped."""
+    """Make base model, experts, router, graph and calibration; an interrupted build goes on where it stopped."""
     from services.local_stack.bootstrap import DEMO_FOLDER
     from services.trainer_worker.demo.build import UnknownStage, build_demo
     from services.trainer_worker.demo.plan import DEFAULT_SEED

@@ -125,6 +125,11 @@ class Generation:
         self.record.gates.append(event.gates)
         self.record.generated_text += event.text
 
+    def confidence_before(self, event: TokenEvent) -> float | None:
+        """Of a token that was told; None where nobody asked for its details, or no calibration tells."""
+        confidences = self.record.confidences
+        return confidences[event.index] if event.index < len(confidences) else None
+
     def _note_confidence(self, event: TokenEvent) -> None:
         if (known := self.record.token_confidence) is not None:
             self.record.confidences.append(known.confidence)

@@ -233,14 +233,13 @@ def _top_tokens(event: TokenEvent, tokenizer: Tokenizer) -> list[Token]:
 
 
 def _token(event: TokenEvent, generation: Generation, *, with_details: bool) -> Token:
-    confidences = generation.record.confidences
     return Token(
         id=event.id,
         text=event.text,
         logprob=event.logprob,
         special=event.special,
         routing=event.gates if with_details else None,
-        confidence=confidences[event.index] if with_details and event.index < len(confidences) else None,
+        confidence=generation.confidence_before(event) if with_details else None,
     )
 
 

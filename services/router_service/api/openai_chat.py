@@ -20,7 +20,6 @@ from services.router_service.schemas.openai_answers import (
     ChatLogprobs,
     ChatMessage,
     ChatToken,
-    ChunkRouting,
     LikelyToken,
 )
 from services.router_service.schemas.openai_requests import ChatRequest
@@ -79,7 +78,7 @@ class ChatForm(Form):
         if self._with_logprobs:
             told["logprobs"] = self._logprobs([event])
         if self.with_weights:
-            told["routing"] = ChunkRouting(weights=event.gates)
+            told["routing"] = self.token_routing(index, event)
         delta = ChatDelta(content=event.text)
         return self._chunk(ChatChunkChoice(index=index, delta=delta, finish_reason=None, **told))
 

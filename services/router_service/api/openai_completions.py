@@ -14,7 +14,6 @@ from services.router_service.api.openai_response import WHOLE_OR_STREAM, respond
 from services.router_service.dependencies import LogIdDep, Resources, ResourcesDep
 from services.router_service.generation import Generation
 from services.router_service.schemas.openai_answers import (
-    ChunkRouting,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
@@ -78,7 +77,7 @@ class CompletionForm(Form):
             return None
         logprobs = self._logprobs(self._scored([event]), self._num_characters[index])
         self._num_characters[index] += len(event.text)
-        told = {"routing": ChunkRouting(weights=event.gates)} if self.with_weights else {}
+        told = {"routing": self.token_routing(index, event)} if self.with_weights else {}
         return self._chunk(index, event.text, finish_reason=None, logprobs=logprobs, **told)
 
     def last(self, index: int) -> Completion:

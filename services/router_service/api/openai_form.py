@@ -12,7 +12,7 @@ from services.router_service.answer import Answer
 from services.router_service.api.event_stream import sse_event
 from services.router_service.dependencies import Resources
 from services.router_service.generation import Generation
-from services.router_service.schemas.openai_answers import ChoiceRouting, FinishedAs, TokenWeights, Usage
+from services.router_service.schemas.openai_answers import ChoiceRouting, ChunkRouting, FinishedAs, TokenWeights, Usage
 from services.router_service.schemas.openai_requests import TextRequest
 from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
@@ -99,8 +99,20 @@ class Form(ABC):
         """Who wrote a choice; with its tokens' weights if they were asked for and there are any."""
         routing = ChoiceRouting(**self.answer.generations[index].routing().model_dump())
         if self.with_weights and tokens:
-            routing.tokens = [TokenWeights(id=event.id, text=event.text, weights=event.gates) for event in tokens]
+            routing.tokens = [
+                TokenWeights(
+                    id=event.id,
+                    text=event.text,
+                    weights=event.gates,
+                    confidence=self.answer.generations[index].confidence_before(event),
+                )
+                for event in tokens
+            ]
         return routing
+
+    def token_routing(self, index: int, event: TokenEvent) -> ChunkRouting:
+        """Who wrote a token of a stream."""
+        return ChunkRouting(weights=event.gates, confidence=self.answer.generations[index].confidence_before(event))
 
     def finish_reason(self, index: int) -> FinishedAs:
         """Why a choice ended, in OpenAI's two words."""

@@ -18,11 +18,13 @@ class Usage(BaseModel):
 
 
 class TokenWeights(BaseModel):
-    """A generated token with the gate's weights under which it was predicted."""
+    """A generated token with the gate's weights under which it was predicted and, with a calibrated release, the
+    confidence before it."""
 
     id: int
     text: str
     weights: dict[str, float]
+    confidence: float | None = None
 
 
 class ChoiceRouting(Routing):
@@ -32,9 +34,10 @@ class ChoiceRouting(Routing):
 
 
 class ChunkRouting(BaseModel):
-    """The weights of the token in a chunk (with `routing.details`)."""
+    """The weights of the token in a chunk and the confidence before it (with `routing.details`)."""
 
     weights: dict[str, float]
+    confidence: float | None = None
 
 
 class Answered(BaseModel):

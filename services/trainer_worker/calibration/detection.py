@@ -1,12 +1,12 @@
 """How well unknown domains are told from known ones: each domain in turn plays the unknown one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,13 +42,16 @@ class Doubt:
 def detection(unknown_N: Floats, known_M: Floats, *, seed: int = 0) -> Detection:
     """Area under the ROC curve, and its interval over both sides' requests."""
     rng = np.random.default_rng(seed)
-    resampled = [
-        _auroc(rng.choice(unknown_N, len(unknown_N)), rng.choice(known_M, len(known_M))) for _ in range(_NUM_RESAMPLES)
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    false_positives, recalls, _ = roc_curve(*_labelled(unknown_N, known_M))
+    wins_NM = (unknown_N[:, None] > known_M) + 0.5 * (unknown_N[:, None] == known_M)
+    # How often each request was drawn: so a resample costs two products instead of a sort.
+    drawn_RN = rng.multinomial(len(unknown_N), np.full(len(unknown_N), 1 / len(unknown_N)), _NUM_RESAMPLES)
+    drawn_RM = rng.multinomial(len(known_M), np.full(len(known_M), 1 / len(known_M)), _NUM_RESAMPLES)
+    resampled_R = ((drawn_RN @ wins_NM) * drawn_RM).sum(axis=1) / wins_NM.size
+    low, high = np.quantile(resampled_R, [0.025, 0.975])
+    labels = np.r_[np.ones(len(unknown_N)), np.zeros(len(known_M))]
+    false_positives, recalls, _ = roc_curve(labels, np.r_[unknown_N, known_M])
     fpr = float(false_positives[np.searchsorted(recalls, 0.95)])
-    return Detection(_auroc(unknown_N, known_M), float(low), float(high), fpr)
+    return Detection(float(wins_NM.mean()), float(low), float(high), fpr)
 
 
 def summary(by_domain: Mapping[str, Detection]) -> dict[str, Any]:
@@ -60,11 +63,3 @@ def summary(by_domain: Mapping[str, Detection]) -> dict[str, Any]:
         "fpr_at_95": float(np.mean([one.fpr_at_95 for one in by_domain.values()])),
         "domains": {domain: asdict(one) for domain, one in by_domain.items()},
     }
-
-
-def _auroc(unknown_N: Floats, known_M: Floats) -> float:
-    return float(roc_auc_score(*_labelled(unknown_N, known_M)))
-
-
-def _labelled(unknown_N: Floats, known_M: Floats) -> Sequence[Floats]:
-    return np.r_[np.ones(len(unknown_N)), np.zeros(len(known_M))], np.r_[unknown_N, known_M]

@@ -157,6 +157,18 @@ def test_each_token_has_its_confidence(release: str, client: httpx.Client) -> No
     assert tokens[1]["confidence"] == pytest.approx(again["confidence"])
 
 
+def test_openais_routes_tell_the_same(release: str, client: httpx.Client) -> None:
+    told = ask(client, MATH, details=True)
+    body = {"model": "adaptive-moe", "prompt": MATH, "max_tokens": 3, "temperature": 0, "routing": {"details": True}}
+
+    [choice] = client.post("/v1/completions", json=body).raise_for_status().json()["choices"]
+
+    fields = ("confidence", "domain", "domain_probability", "gap")
+    assert {name: choice["routing"][name] for name in fields} == {name: told["routing"][name] for name in fields}
+    confidences = [token["confidence"] for token in choice["routing"]["tokens"]]
+    assert confidences == [token["confidence"] for token in told["details"]["tokens"]]
+
+
 def test_requests_that_name_their_experts_are_not_assessed(release: str, client: httpx.Client) -> None:
     routing = ask(client, NONSENSE, adapter_id="math")["routing"]
 

@@ -2,12 +2,24 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from services.trainer_worker.calibration.detection import Detection, detection, summary
 
 
 def test_a_number_that_separates_is_perfect() -> None:
     assert detection(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == Detection(1.0, 1.0, 1.0, 0.0)
+
+
+def test_the_area_is_scikit_learns_ties_included() -> None:
+    rng = np.random.default_rng(1)
+    unknown_N, known_M = rng.integers(0, 6, 40).astype(float), rng.integers(0, 5, 70).astype(float)
+    labels = np.r_[np.ones(40), np.zeros(70)]
+
+    found = detection(unknown_N, known_M)
+
+    assert found.auroc == pytest.approx(roc_auc_score(labels, np.r_[unknown_N, known_M]))
+    assert found.low < found.auroc < found.high
 
 
 def test_a_number_that_says_nothing_is_at_one_half_and_its_interval_holds_it() -> None:

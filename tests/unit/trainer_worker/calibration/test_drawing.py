@@ -1,7 +1,6 @@
 """Where held-out documents are cut."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,47 +21,38 @@ def base(demo_dir: Path) -> LoadedBase:
     return load_base_model(Settings(base_model=str(demo_dir / "base"), device="cpu"))
 
 
-def spec(**fields: Any) -> CalibrationJobSpec:
+PROMPT, COMPLETION = "Tom has 3 apples and buys 4 more. How many? ", "He has 3 + 4 = 7 apples. The answer is 7."
+ANSWERED = Example(PROMPT + COMPLETION, ((len(PROMPT), len(PROMPT + COMPLETION)),))
+TOO_SHORT = (Example("Tom has.", None), Example(LONG, ((len(LONG) - 1, len(LONG)),)))
+
+
+@pytest.fixture(scope="module")
+def prompts(base: LoadedBase) -> Prompts:
+    """Column 0: text with a completion, 1: other text, 2: text without room for two parts, 3: the base model's own."""
     files = dict.fromkeys(("a", "b"), f"file-{0:032x}")
-    return CalibrationJobSpec.model_validate({"held_out": files, "max_documents": 8, "max_tokens": 64} | fields)
+    spec = CalibrationJobSpec(held_out=files, max_documents=8, max_tokens=64, prompt_tokens=(5, 20))
+    examples = {0: [ANSWERED], 1: [Example(LONG, None)] * 12, 2: TOO_SHORT}
+    return draw_prompts(examples, base, spec, num_experts=3)
 
 
-def drawn(base: LoadedBase, examples: list[Example], **fields: Any) -> Prompts:
-    return draw_prompts({0: examples}, base, spec(**fields), num_experts=1)
+def test_an_example_is_cut_where_its_completion_begins(base: LoadedBase, prompts: Prompts) -> None:
+    assert prompts.cuts_B[prompts.columns == 0].tolist() == [len(base.tokenizer.encode(PROMPT))]
 
 
-def test_an_example_is_cut_where_its_completion_begins(base: LoadedBase) -> None:
-    prompt, completion = "Tom has 3 apples and buys 4 more. How many? ", "He has 3 + 4 = 7 apples. The answer is 7."
-    example = Example(prompt + completion, ((len(prompt), len(prompt + completion)),))
-
-    prompts = drawn(base, [example])
-
-    assert prompts.cuts_B[0] == len(base.tokenizer.encode(prompt))
-
-
-def test_other_text_is_cut_between_the_two_lengths(base: LoadedBase) -> None:
-    prompts = drawn(base, [Example(LONG, None)] * 8, prompt_tokens=(5, 20))
-
-    cuts_B = prompts.cuts_B[prompts.columns == 0]
+def test_other_text_is_cut_between_the_two_lengths(prompts: Prompts) -> None:
+    cuts_B = prompts.cuts_B[prompts.columns == 1]
     assert len(cuts_B) == 8
     assert cuts_B.min() >= 5
     assert cuts_B.max() <= 20
     assert len(set(cuts_B.tolist())) > 1
 
 
-def test_the_base_models_own_text_is_known_too(base: LoadedBase) -> None:
-    prompts = drawn(base, [Example(LONG, None)] * 8)
-
-    assert (prompts.columns == 1).sum() == 8
+def test_text_without_room_for_a_prompt_and_what_follows_is_left_out(prompts: Prompts) -> None:
+    assert 2 not in prompts.columns
 
 
-def test_text_without_room_for_a_prompt_and_what_follows_is_left_out(base: LoadedBase) -> None:
-    short = Example("Tom has.", None)
-    all_prompt = Example(LONG, ((len(LONG) - 1, len(LONG)),))
-
-    prompts = drawn(base, [short, all_prompt])
-
-    assert set(prompts.columns.tolist()) == {1}
+def test_the_base_models_own_text_is_known_too(prompts: Prompts) -> None:
+    assert (prompts.columns == 3).sum() == 8
 
 
 def test_no_text_at_all_is_refused() -> None:

@@ -213,20 +213,21 @@ def main() -> None:
         cascade = best_threshold(asker, questions(options.seeds[0], 2 * options.items, "validation"))
         asked = [question for seed in options.seeds for question in questions(seed, options.items, "held_out")]
         modes = summary(asked, measure(asker, asked, cascade["threshold"]))
-    figures = {"seeds": options.seeds, "num_questions": len(asked), "cascade": cascade, "modes": modes}
-    write_results(
-        options.output / "integration_modes",
-        title="Modes of integration on the demo",
-        about=(
-            f"{len(asked)} held-out questions from {len(options.seeds)} seeds, greedy, one request at a time, modes in "
-            f"turn. Cascade: threshold {cascade['threshold']:.3f} nats, chosen on {cascade['validation_items']} "
-            "validation questions. Intervals: Wilson's; of differences, bootstrap over questions. Tokens are means per "
-            "request, milliseconds medians."
-        ),
-        machine=started,
-        table=table(modes),
-        figures=figures,
-    )
+        # Inside: what has been measured is written even if the stack does not end in time.
+        figures = {"seeds": options.seeds, "num_questions": len(asked), "cascade": cascade, "modes": modes}
+        write_results(
+            options.output / "integration_modes",
+            title="Modes of integration on the demo",
+            about=(
+                f"{len(asked)} held-out questions from {len(options.seeds)} seeds, greedy, one at a time, modes in "
+                f"turn. Cascade: threshold {cascade['threshold']:.3f} nats, by validation questions. Intervals: "
+                "Wilson's; of differences, bootstrap over questions. Tokens are means per request, milliseconds "
+                "medians."
+            ),
+            machine=started,
+            table=table(modes),
+            figures=figures,
+        )
 
 
 if __name__ == "__main__":

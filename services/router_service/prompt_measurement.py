@@ -18,7 +18,7 @@ from services.shared.errors import AmoeError
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
 from services.shared.telemetry import get_logger
-from services.shared.vocabulary import FinishReason
+from services.shared.vocabulary import FinishReason, PlanMode
 
 log = get_logger(__name__)
 
@@ -82,13 +82,20 @@ class PromptMeasurement:
         try:
             async with asyncio.timeout(_READING_S):
                 with self._admission.admitted():
-                    mixture = await self._read(record, record.plan, "mixture")
                     base = await self._read(record, plan_base(record.plan.release), "base")
+                    # A request that chose one expert, or the base, says nothing of the mixture.
+                    is_mixed = record.plan.mode is PlanMode.ROUTED
+                    mixture = await self._read(record, record.plan, "mixture") if is_mixed else None
         except (AmoeError, TimeoutError) as error:
             reason = error.message if isinstance(error, AmoeError) else f"it took more than {_READING_S:g} seconds"
             log.warning("prompt not measured", request=record.id, reason=reason)
             return
-        record.prompt_nats, record.base_nats = _nats(mixture), _nats(base)
+        except Exception:
+            # Whatever it was, the next record must not wait for it for ever.
+            log.exception("prompt not measured", request=record.id)
+            return
+        record.prompt_nats = _nats(mixture) if mixture is not None else None
+        record.base_nats = _nats(base)
         record.states = base.prompt_states
 
     async def _read(self, record: RequestRecord, plan: RoutingPlan, name: str) -> FinishedEvent:

@@ -127,6 +127,17 @@ class TestWithoutMeasuring:
         assert [request.request_id for request in double.requests] == [request_id]
 
 
+def test_a_request_that_chose_one_expert_tells_nothing_of_the_mixture(
+    release: str, client: httpx.Client, sessions: sessionmaker[Session]
+) -> None:
+    request_id = ask(client, NONSENSE, integration="single")["routing"]["request_id"]
+
+    assert client.get(f"/requests/{request_id}").json()["flagged"] is True
+    with sessions() as session:
+        row = session.get_one(RequestRow, request_id)
+        assert (row.prompt_nats, row.base_nats) == (None, 1.0)
+
+
 def test_a_flagged_request_is_logged_though_it_cannot_be_read(
     release: str, client: httpx.Client, double: ReplicaDouble
 ) -> None:

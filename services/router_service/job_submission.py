@@ -31,6 +31,7 @@ from services.shared.schemas.sequences import BaseModelInfo
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
 from services.shared.tokenizer import Tokenizer
+from services.shared.traces_registry import create_trace
 from services.shared.training_text import count_examples, iterate_examples
 from services.shared.vocabulary import model_name
 
@@ -233,6 +234,8 @@ def _create(
     row = jobs.create_job(session, spec, default_queue=default_queue, base_fingerprint=base_fingerprint)
     row.idempotency_key = idempotency_key
     session.flush()
+    if (trace := spec.named_trace()) is not None:
+        create_trace(session, job_id=row.id, name=trace)
     return row
 
 

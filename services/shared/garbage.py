@@ -1,7 +1,7 @@
 """Files that nothing refers to any more: found, and removed once they are old enough.
 
-What refers to an artifact is a release, an expert version, or the specification, checkpoints or result of a job. Who is
-about to refer to one has published it within the grace period, which is why that is hours.
+What refers to an artifact is a release, an expert version, a trace, or the specification, checkpoints or result of a
+job. Who is about to refer to one has published it within the grace period, which is why that is hours.
 """
 
 import time
@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Text, cast, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from services.shared.database.rows import ExpertVersionRow, FileRow, JobRow, ReleaseRow
+from services.shared.database.rows import ExpertVersionRow, FileRow, JobRow, ReleaseRow, TraceRow
 from services.shared.storage import Published, Storage, num_bytes_in
 
 _REFERRING: Final = (
@@ -23,6 +23,8 @@ _REFERRING: Final = (
     ReleaseRow.router_digest,
     ReleaseRow.graph_digest,
     ReleaseRow.calibration_digest,
+    TraceRow.digest,
+    TraceRow.analysis_digest,
 )
 _DIGESTS: Final = r"\y[0-9a-f]{64}\y"
 _FILES: Final = r"\yfile-[0-9a-f]{32}\y"

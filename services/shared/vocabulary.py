@@ -94,6 +94,14 @@ class GapStatus(StrEnum):
     CLOSED = "closed"  # an expert was released for it
 
 
+class TraceStatus(StrEnum):
+    """Life of a trace; the last two are final."""
+
+    IMPORTING = "importing"  # its job has not ended
+    READY = "ready"
+    FAILED = "failed"  # its job failed or was cancelled
+
+
 class JobKind(StrEnum):
     """What a job makes."""
 

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from services.shared.release_content import ReleaseContent
-from services.shared.vocabulary import GapStatus, JobQueue, VersionStatus
+from services.shared.vocabulary import GapStatus, JobQueue, TraceStatus, VersionStatus
 
 Json = dict[str, Any]
 
@@ -301,3 +301,21 @@ class GapRequestRow(Row):
 
     request_id: Mapped[str] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True)
     gap_id: Mapped[str] = mapped_column(ForeignKey("gaps.id", ondelete="CASCADE"))
+
+
+class TraceRow(Row):
+    """Which experts were chosen at every token: the trace and what was made of it are artifacts, named here."""
+
+    __tablename__ = "traces"
+    __table_args__ = (Index("ix_traces_created_at_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=TraceStatus.IMPORTING.value)
+    source: Mapped[str | None]  # the rest is known when it is ready
+    digest: Mapped[str | None]
+    analysis_digest: Mapped[str | None]
+    description: Mapped[Json | None]  # services/traces/description.py
+    error: Mapped[Json | None]
+    job_id: Mapped[str] = mapped_column(unique=True)  # the job that makes it
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -65,6 +65,10 @@ class JobSpecBase(Spec):
         """A gap that the job is to close: it must be open, and no other job at work on it."""
         return None
 
+    def named_trace(self) -> str | None:
+        """The name of the trace that the job makes, if it makes one: its row is made with the job's."""
+        return None
+
     def named_teacher(self) -> str | None:
         """A teacher that the settings must name."""
         return None

@@ -1,8 +1,9 @@
 """Gaps as rows: found, and changed by people and by the jobs that close them.
 
 A gap is open until someone dismisses it, merges it into another or releases an expert for it; each of these is one
-compare-and-set statement, so of two who decide at once one is told that it is decided. What an analysis writes is in
-trainer_worker/gap_analysis. Every function works inside the caller's transaction.
+compare-and-set statement, so of two who decide at once one is told that it is decided. While a job is making an expert
+for a gap, that job alone decides. What an analysis writes is in trainer_worker/gap_analysis. Every function works
+inside the caller's transaction.
 """
 
 from collections.abc import Mapping
@@ -53,7 +54,9 @@ def requests_of_gap(session: Session, gap_id: str, *, limit: int) -> list[str]:
 
 
 def dismiss_gap(session: Session, gap_id: str) -> GapRow:
-    """It is none, or nobody's concern: analyses will not show it again. Conflict unless it is open."""
+    """It is none, or nobody's concern: analyses will not show it again. Conflict unless it is open and no job is making
+    an expert for it."""
+    hold_open_gap(session, gap_id)
     return _change_open(session, gap_id, status=GapStatus.DISMISSED.value)
 
 
@@ -71,11 +74,38 @@ def close_gap(session: Session, gap_id: str, *, job_id: str, release: str | None
 
 def hold_open_gap(session: Session, gap_id: str) -> GapRow:
     """The gap, locked until the end of the transaction, so that of two jobs for it the second one's submission sees the
-    first. NotFound; Conflict where it is not open, or a job is making an expert for it."""
+    first, and so does who would dismiss or merge it. NotFound; Conflict where it is not open, or a job is making an
+    expert for it."""
+    return _hold_open(session, gap_id, param="gap")
+
+
+def merge_gap(session: Session, gap_id: str, into: str) -> GapRow:
+    """Its requests become another gap's, now and in later analyses; the other one.
+
+    Conflict unless both are open and no job is making an expert for either: that expert is made of what the gap is now,
+    and closes it with all its requests.
+    """
+    if gap_id == into:
+        raise InvalidRequest(f"{gap_id} cannot be merged into itself: name another gap.", param="into")
+    lock_gaps(session)
+    _hold_open(session, into, param="into")
+    _hold_open(session, gap_id, param="gap")
+    merged = _change_open(session, gap_id, status=GapStatus.MERGED.value, merged_into=into)
+    session.execute(update(GapRequestRow).where(GapRequestRow.gap_id == gap_id).values(gap_id=into))
+    session.execute(update(GapRow).where(GapRow.merged_into == gap_id).values(merged_into=into))
+    return _change_open(
+        session,
+        into,
+        num_prompts=GapRow.num_prompts + merged.num_prompts,
+        last_seen_at=func.greatest(GapRow.last_seen_at, merged.last_seen_at),
+    )
+
+
+def _hold_open(session: Session, gap_id: str, *, param: str) -> GapRow:
     session.execute(select(GapRow.id).where(GapRow.id == gap_id).with_for_update())
     row = find_gap(session, gap_id)
     if row.status != GapStatus.OPEN:
-        raise _decided(row, param="gap")
+        raise _decided(row, param=param)
     at_work = select(JobRow.id).where(
         JobRow.kind == JobKind.EXPERT_CREATION.value,
         JobRow.status.not_in(FINAL_JOB_STATUSES),
@@ -83,38 +113,17 @@ def hold_open_gap(session: Session, gap_id: str) -> GapRow:
     )
     if (job_id := session.scalar(at_work.limit(1))) is not None:
         raise Conflict(
-            f"{job_id} is making an expert for {gap_id}: wait for it, or cancel it.", param="gap", code="gap_in_work"
+            f"{job_id} is making an expert for {gap_id}: wait for it, or cancel it.", param=param, code="gap_in_work"
         )
     return row
 
 
-def merge_gap(session: Session, gap_id: str, into: str) -> GapRow:
-    """Its requests become another gap's, now and in later analyses; the other one. Conflict unless both are open."""
-    if gap_id == into:
-        raise InvalidRequest(f"{gap_id} cannot be merged into itself: name another gap.", param="into")
-    lock_gaps(session)
-    target = find_gap(session, into)
-    if target.status != GapStatus.OPEN:
-        raise _decided(target, param="into")
-    merged = _change_open(session, gap_id, status=GapStatus.MERGED.value, merged_into=into)
-    session.execute(update(GapRequestRow).where(GapRequestRow.gap_id == gap_id).values(gap_id=into))
-    session.execute(update(GapRow).where(GapRow.merged_into == gap_id).values(merged_into=into))
-    # The lock keeps merges and analyses out, and the condition those who dismiss or close the target meanwhile.
-    return _change_open(
-        session,
-        into,
-        param="into",
-        num_prompts=GapRow.num_prompts + merged.num_prompts,
-        last_seen_at=func.greatest(GapRow.last_seen_at, merged.last_seen_at),
-    )
-
-
-def _change_open(session: Session, gap_id: str, *, param: str = "gap", **values: ColumnElement[Any] | Any) -> GapRow:
+def _change_open(session: Session, gap_id: str, **values: ColumnElement[Any] | Any) -> GapRow:
     changes: Mapping[str, Any] = {**values, "updated_at": NOW}
     statement = update(GapRow).where(GapRow.id == gap_id, GapRow.status == GapStatus.OPEN.value).values(changes)
     row = session.scalar(statement.returning(GapRow).execution_options(populate_existing=True))
     if row is None:
-        raise _decided(find_gap(session, gap_id), param=param)
+        raise _decided(find_gap(session, gap_id), param="gap")
     return row
 
 

@@ -44,13 +44,15 @@ async def get_gap(gap_id: str, resources: ResourcesDep) -> GapDetail:
 
 @router.post("/{gap_id}/dismiss")
 async def dismiss(gap_id: str, resources: ResourcesDep) -> Gap:
-    """Say that nothing is to be done about it; it does not come back. 409 unless it is open."""
+    """Say that nothing is to be done about it; it does not come back. 409 unless it is open and no job is making an
+    expert for it."""
     return shown(await resources.transactions.run(gaps.dismiss_gap, gap_id))
 
 
 @router.post("/{gap_id}/merge")
 async def merge(gap_id: str, body: Merge, resources: ResourcesDep) -> Gap:
-    """Give its requests, now and in later analyses, to another gap, which is the answer. 409 unless both are open."""
+    """Give its requests, now and in later analyses, to another gap, which is the answer. 409 unless both are open
+    and no job is making an expert for either."""
     return shown(await resources.transactions.run(gaps.merge_gap, gap_id, body.into))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from services.shared.errors import Conflict
 from services.shared.gaps import close_gap
 from services.shared.job_events import add_event
 from services.shared.registry import register_expert
@@ -65,7 +64,8 @@ def run_expert_creation_job(context: JobContext) -> Publish:
         else:
             told = _released(session, context, creation, made, spec, wish, base)
         if told["released"] and spec.gap is not None:
-            told["gap"] = {**about["gap"], "closed": _closed(session, context, spec.gap, told["release"])}
+            close_gap(session, spec.gap, job_id=context.job_id, release=told["release"])
+            told["gap"] = {**about["gap"], "closed": True}
         return about | told | {"steps": [*steps.told, done("release", told)]}
 
     return publish
@@ -131,13 +131,3 @@ def _released(  # noqa: PLR0913, PLR0917
             f"activate is false: POST /releases/{release.release.id}/activate makes it active."
         )
     return told
-
-
-def _closed(session: Session, context: JobContext, gap_id: str, release_id: str) -> bool:
-    """False where somebody has dismissed or merged it meanwhile, which is no reason to take the release back."""
-    try:
-        close_gap(session, gap_id, job_id=context.job_id, release=release_id)
-    except Conflict as error:
-        add_event(session, context.job_id, f"The gap stays as it is: {error.message}", level="warn")
-        return False
-    return True

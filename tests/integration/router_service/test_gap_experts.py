@@ -61,6 +61,27 @@ class TestSubmission:
 
         assert client.post(f"/gaps/{gap}/expert", json=TAUGHT).status_code == 202
 
+    def test_nobody_dismisses_or_merges_a_gap_that_an_expert_is_made_for(
+        self, client: httpx.Client, gap: str, make_gap: Callable[..., str]
+    ) -> None:
+        other = make_gap()
+        job = client.post(f"/gaps/{gap}/expert", json=TAUGHT).json()
+        changes: list[tuple[str, dict[str, Any], str]] = [
+            (f"/gaps/{gap}/dismiss", {}, "gap"),
+            (f"/gaps/{gap}/merge", {"into": other}, "gap"),
+            (f"/gaps/{other}/merge", {"into": gap}, "into"),
+        ]
+
+        for path, body, param in changes:
+            error = error_of(client.post(path, json=body), 409)
+            assert (error["code"], error["param"]) == ("gap_in_work", param)
+            assert job["id"] in error["message"]
+        assert [one["status"] for one in client.get("/gaps").json()["data"]] == ["open", "open"]
+
+        client.post(f"/jobs/{job['id']}/cancel")
+        assert client.post(f"/gaps/{other}/merge", json={"into": gap}).status_code == 200
+        assert client.post(f"/gaps/{gap}/dismiss").status_code == 200
+
     def test_repeated_with_its_key_finds_its_job(self, client: httpx.Client, gap: str) -> None:
         headers = {"idempotency-key": "once"}
 

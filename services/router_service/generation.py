@@ -15,7 +15,10 @@ from services.router_service.request_log import RequestRecord
 from services.router_service.schemas.generation import Plan, Routing
 from services.shared.errors import AmoeError
 from services.shared.schemas.sequences import FinishedEvent, TokenEvent
+from services.shared.telemetry import get_logger
 from services.shared.vocabulary import BASE, FinishReason, PlanMode
+
+log = get_logger(__name__)
 
 _WRITERS: Final = {PlanMode.ROUTED: "mixture", PlanMode.FIXED: "expert", PlanMode.BASE: BASE}
 
@@ -69,7 +72,10 @@ class Generation:
             raise
 
     async def measure(self) -> None:
-        """Put the experts' effects into the attribution, if they were asked for. Only once it is finished."""
+        """Put the experts' effects into the attribution, if they were asked for. Only once it is finished.
+
+        Where replicas cannot read it, the answer is told as it is, with the reason instead of effects.
+        """
         if self._ablation is None:
             return
         began = time.perf_counter()
@@ -78,8 +84,8 @@ class Generation:
                 self.written(), self.record.plan, self.record.attribution
             )
         except AmoeError as error:
-            self._note_failure(error)
-            raise
+            self.record.effects_missing = error.message
+            log.warning("effects not measured", request=self.record.id, reason=error.message)
         self.record.timings["attribution_ms"] = round(1000 * (time.perf_counter() - began), 3)
 
     def written(self) -> WrittenAnswer:
@@ -103,6 +109,7 @@ class Generation:
             domain_probability=known and known.domain_probability,
             gap=known and known.gap,
             attribution=list(self.record.attribution),
+            effects_missing=self.record.effects_missing,
             integration=self.record.integration,
             plan=Plan.of(self.record.plan) if self.record.explain else None,
             timings=self._timings() if self.record.explain else None,

@@ -56,6 +56,8 @@ class RequestRecord:
     confidences: list[float] = field(default_factory=list)
     generated_text: str = ""
     attribution: Sequence[ExpertShare] = ()
+    effects_missing: str | None = None
+    """Why the attribution has no effects although they were asked for."""
     explain: bool = False
     """Whether the answer tells its plan and its timings."""
     integration: IntegrationReport | None = None

@@ -347,6 +347,12 @@ class Routing(BaseModel):
         description="Whether the prompt is flagged as outside of what the release knows; null without a calibration.",
     )
     attribution: list[ExpertShare]
+    effects_missing: str | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Why there are no effects although they were asked for: the answer was there, and no replica could "
+        "read it again. Send the request again for them.",
+    )
     integration: IntegrationReport | None = Field(
         default=None, description="How the answer was put together; null when the request itself named the experts."
     )

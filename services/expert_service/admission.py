@@ -16,10 +16,11 @@ from services.expert_service.pooled_states import PooledStates
 from services.expert_service.sampling import TokenChooser
 from services.expert_service.sequence import PlannedAdapter, Sequence
 from services.expert_service.sequence_gate import Scorer, SequenceGate
-from services.shared.errors import InvalidRequest, PromptTooLong
+from services.shared.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound, PromptTooLong
+from services.shared.modeling.adapter_files import Adapter
 from services.shared.modeling.base_model import LoadedBase
 from services.shared.modeling.wiring import decoder_stack
-from services.shared.schemas.sequences import RoutingPlan, SequenceRequest
+from services.shared.schemas.sequences import EXPERT_FIELD, ExpertRef, RoutingPlan, SequenceRequest
 from services.shared.vocabulary import PlanMode
 
 Value = TypeVar("Value")
@@ -110,12 +111,19 @@ class Admission:
             )
         experts = [by_name[name] for name in plan.candidates]
         reads = [self.adapters.request(expert.digest) for expert in experts]
-        return tuple(
-            [
-                PlannedAdapter(expert.name, expert.digest, await when_done(read))
-                for expert, read in zip(experts, reads, strict=True)
-            ]
-        )
+        return tuple([await _adapter_of(expert, read) for expert, read in zip(experts, reads, strict=True)])
+
+
+async def _adapter_of(expert: ExpertRef, read: "Future[Adapter]") -> PlannedAdapter:
+    """What was read for an expert; an error says whose adapter it was."""
+    try:
+        return PlannedAdapter(expert.name, expert.digest, await when_done(read))
+    except (Conflict, InvalidAdapter, NotFound) as error:
+        raise type(error)(
+            f"{expert.name} cannot be used. {error.message}",
+            param=f"{EXPERT_FIELD}{expert.name}",
+            code=error.error_code,
+        ) from error
 
 
 async def when_done(work: "Future[Value]") -> Value:

@@ -75,7 +75,7 @@ def make_report(subject: Subject, usage: Usage, *, since: datetime, until: datet
 def _expert(ref: ExpertRef, subject: Subject, usage: Usage, *, in_release: bool) -> ExpertHealth:
     spoken, failed = usage.spoken.get(ref.name), usage.failed.get(ref.name)
     measured = subject.losses.get(ref.name) if in_release else None
-    # Of several candidates of a request that failed, one that has spoken since was not the reason.
+    # One that has spoken since was put right.
     fails = failed is not None and (spoken is None or spoken.last_at < failed.last_at)
     found = {
         Problem.UNUSED: spoken is None,

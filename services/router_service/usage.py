@@ -1,6 +1,5 @@
 """What the routing log says of a window of time: how much each expert spoke, and what failed."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -8,10 +7,8 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from services.shared.schemas.sequences import EXPERT_FIELD
 from services.shared.vocabulary import FinishReason
-
-ADAPTER_FAULTS: Final[Collection[str]] = ("artifact_damaged", "invalid_adapter", "not_found", "conflict", "not_finite")
-"""Codes of errors that an adapter is the reason of, as the expert service gives them."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Failed:
-    """Requests that an adapter made impossible and for which an expert was a candidate."""
+    """Requests that one expert's adapter made impossible, as the expert service said of it."""
 
     num_requests: int
     last_at: datetime
@@ -48,7 +45,7 @@ class Usage:
 
 _RECENT: Final = """
     WITH recent AS (
-        SELECT at, plan, attribution, num_generated_tokens, finish_reason, error, confidence, flagged
+        SELECT at, attribution, num_generated_tokens, finish_reason, error, confidence, flagged
         FROM requests WHERE at >= :since AND at < :until ORDER BY at DESC, id DESC LIMIT :max_requests
     )
 """
@@ -72,9 +69,8 @@ _SPOKEN: Final = text(
 _FAILED: Final = text(
     _RECENT
     + """
-    SELECT candidate, count(*), max(at)
-    FROM recent CROSS JOIN LATERAL jsonb_array_elements_text(plan -> 'candidates') AS candidate
-    WHERE error ->> 'code' = ANY(:faults) GROUP BY candidate
+    SELECT substr(error ->> 'param', length(:field) + 1) AS expert, count(*), max(at)
+    FROM recent WHERE starts_with(error ->> 'param', :field) GROUP BY expert
     """
 )
 
@@ -84,7 +80,7 @@ def read_usage(session: Session, *, since: datetime, until: datetime, unsure_bel
     window = {"since": since, "until": until, "max_requests": max_requests}
     counts = session.execute(_COUNTS, {**window, "error": FinishReason.ERROR.value, "unsure_below": unsure_below})
     spoken = session.execute(_SPOKEN, window)
-    failed = session.execute(_FAILED, {**window, "faults": list(ADAPTER_FAULTS)})
+    failed = session.execute(_FAILED, {**window, "field": EXPERT_FIELD})
     return replace(
         Usage(*counts.one()),
         spoken={name: Spoken(*part) for name, *part in spoken},

@@ -14,7 +14,7 @@ class Problem(StrEnum):
 
     UNUSED = "unused"  # no weight in any answer
     NOT_IN_STORAGE = "not_in_storage"  # its artifact is gone
-    FAILS = "fails"  # requests that need it end before their first token, and it has not spoken since
+    FAILS = "fails"  # its adapter could not be used (gone, damaged or not servable), and it has not spoken since
     WORSE_THAN_BASE = "worse_than_base"  # in the newest evaluation of the release, on its own domain
 
 
@@ -37,10 +37,7 @@ class ExpertHealth(BaseModel):
     in_release: bool
     num_requests: int = Field(description="In whose answers it had weight.")
     token_share: float = Field(description="Its share of all generated tokens.")
-    num_failed: int = Field(
-        description="Requests that could not use an adapter and for which it was a candidate; where there were several "
-        "the log does not say whose it was."
-    )
+    num_failed: int = Field(description="Requests that failed because its adapter could not be used.")
     loss: float | None = Field(
         description="Of the release on its domain, nats per token, by the newest evaluation job."
     )

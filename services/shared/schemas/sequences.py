@@ -5,12 +5,15 @@ TokenEvent per generated token, then exactly one FinishedEvent or ErrorEvent. A 
 that a replica needs, so replicas are disposable.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.vocabulary import DIGEST_PATTERN, NAME_PATTERN, FinishReason, PlanMode
+
+EXPERT_FIELD: Final = "plan.experts."
+"""Before an expert's name: the field that errors name where this one's adapter is why a plan cannot be used."""
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 TopLogprobs = tuple[tuple[int, float], ...]

@@ -221,7 +221,11 @@ class TestRefusals:
             "candidates": ["x"],
             "weights": {"x": 1.0},
         }
-        assert "damaged" in refused(served, 409, "artifact_damaged", plan=plan)["message"]
+        error = refused(served, 409, "artifact_damaged", plan=plan)
+        assert error["message"].startswith("x cannot be used. The artifact")
+        assert "damaged" in error["message"]
+        # Of several experts it is this one that can be acted on.
+        assert error["param"] == "plan.experts.x"
 
     def test_of_adapters_for_other_models(self, served: Served, shared_material: Path) -> None:
         storage = Storage(served.settings.storage.root)

@@ -81,13 +81,15 @@ class TestReport:
         self, three_experts: str, client: httpx.Client, double: ReplicaDouble
     ) -> None:
         ask(client, adapter_id="code")
-        double.refusal = InvalidAdapter("The weights are bad.")
-        assert ask(client, adapter_id="code").status_code == InvalidAdapter.status
+        double.refusal = InvalidAdapter("The weights are bad.", param="plan.experts.code")
+        both = ask(client, experts={"code": 0.5, "story": 0.5})
+        assert (both.status_code, both.json()["error"]["param"]) == (InvalidAdapter.status, "plan.experts.code")
         double.refusal = None
         ask(client)
 
         made = settled(client, 3)
 
+        # Not the story expert, which was asked for together with it.
         assert made["unhealthy"] == ["code"]
         code = next(expert for expert in made["experts"] if expert["name"] == "code")
         assert (code["problems"], code["num_failed"]) == (["fails"], 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import StatisticsError, fmean
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -65,11 +65,13 @@ def read_measured_losses(session: Session, storage: Storage, release: str) -> di
     try:
         path = storage.artifact(result["artifacts"]["report"]) / "report.json"
         report = _Report.model_validate_json(path.read_bytes())
-    except (NotFound, KeyError, OSError, ValidationError) as error:
-        log.warning("the report of an evaluation cannot be read", release=release, reason=str(error)[:200])
+        return {
+            expert: MeasuredLoss(
+                report.losses[domain], fmean(seed.systems[BASE].domains[domain] for seed in report.seeds)
+            )
+            for domain, expert in report.domains.items()
+            if domain in report.losses
+        }
+    except (NotFound, KeyError, OSError, StatisticsError, ValidationError) as error:
+        log.warning("the report of an evaluation cannot be read", release=release, reason=repr(error)[:200])
         return {}
-    return {
-        expert: MeasuredLoss(report.losses[domain], fmean(seed.systems[BASE].domains[domain] for seed in report.seeds))
-        for domain, expert in report.domains.items()
-        if domain in report.losses
-    }

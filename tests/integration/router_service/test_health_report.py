@@ -39,6 +39,24 @@ def settled(client: httpx.Client, num_requests: int) -> dict[str, Any]:
     return report(client)
 
 
+def evaluated(release: str, sessions: sessionmaker[Session], storage: Storage, figures: dict[str, Any]) -> None:
+    """As an evaluation job leaves it."""
+    with storage.stage() as folder:
+        (folder / "report.json").write_text(json.dumps(figures))
+        digest = storage.publish(folder)
+    result = {"release": release, "artifacts": {"report": digest}}
+    with sessions.begin() as session:
+        session.add(
+            JobRow(
+                id="job-1",
+                kind=JobKind.EVALUATION.value,
+                status=JobStatus.SUCCEEDED.value,
+                spec={},
+                result=result,
+            )
+        )
+
+
 class TestReport:
     def test_tells_who_spoke_and_who_did_not(self, three_experts: str, client: httpx.Client) -> None:
         for parameters in ({}, {}, {"adapter_id": "code"}, {"adapter_id": "base"}):
@@ -105,6 +123,21 @@ class TestReport:
 
         assert story["problems"] == ["unused", "not_in_storage"]
 
+    @pytest.mark.parametrize("seeds", [[], [{"systems": {"uniform": {"domains": {"maths": 1.0}}}}]])
+    def test_an_evaluation_without_the_base_is_left_out(
+        self,
+        three_experts: str,
+        client: httpx.Client,
+        sessions: sessionmaker[Session],
+        storage: Storage,
+        seeds: list[Any],
+    ) -> None:
+        evaluated(
+            three_experts, sessions, storage, {"domains": {"maths": "math"}, "losses": {"maths": 1.5}, "seeds": seeds}
+        )
+
+        assert [expert["loss"] for expert in report(client)["experts"]] == [None] * 3
+
     def test_what_an_evaluation_job_measured_is_told(
         self, three_experts: str, client: httpx.Client, sessions: sessionmaker[Session], storage: Storage
     ) -> None:
@@ -114,19 +147,7 @@ class TestReport:
             "losses": {"maths": 1.5, "code": 1.25},
             "seeds": [{"systems": systems}, {"systems": {"base": {"domains": {"maths": 3.0, "code": 1.0}}}}],
         }
-        with storage.stage() as folder:
-            (folder / "report.json").write_text(json.dumps(figures))
-            digest = storage.publish(folder)
-        with sessions.begin() as session:
-            session.add(
-                JobRow(
-                    id="job-1",
-                    kind=JobKind.EVALUATION.value,
-                    status=JobStatus.SUCCEEDED.value,
-                    spec={},
-                    result={"release": three_experts, "artifacts": {"report": digest}},
-                )
-            )
+        evaluated(three_experts, sessions, storage, figures)
 
         experts = {expert["name"]: expert for expert in report(client)["experts"]}
 

@@ -75,6 +75,8 @@ def _pool_options(settings: DatabaseSettings, application_name: str) -> dict[str
         "pool_size": settings.pool_size,
         "pool_pre_ping": True,
         "pool_timeout": _POOL_WAIT_S,
+        # Prompts and answers are parameters, and errors end up in logs.
+        "hide_parameters": True,
         "connect_args": {
             "connect_timeout": settings.connect_timeout_s,
             "application_name": application_name,

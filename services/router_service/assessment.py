@@ -52,9 +52,10 @@ def assess(release: LoadedRelease, scores: PromptScores) -> Assessment:
 
 
 def confidence_at_end(calibration: Calibration, scores: PromptScores) -> float:
-    """Of what follows the prompt."""
-    evidence_TC = scores.log_evidence_TC
-    return float(calibration.confidence(scores.scores_TC, evidence_TC)[-1])
+    """Of what follows the prompt, whatever its length: no more of it than the window is read."""
+    window, evidence_TC = calibration.window, scores.log_evidence_TC
+    last_TC = evidence_TC[-window:] if evidence_TC is not None else None
+    return float(calibration.confidence(scores.scores_TC[-window:], last_TC)[-1])
 
 
 def domain_shares(release: LoadedRelease, scores_TC: Floats) -> dict[str, float]:

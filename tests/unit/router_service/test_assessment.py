@@ -1,6 +1,6 @@
 """What a release says of a prompt before it answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,22 @@ def test_a_known_prompt_has_its_domain_with_a_probability() -> None:
     assert (known.domain, known.gap) == ("sums", False)
     assert known.confidence == pytest.approx(1 / (1 + np.exp(-4.0)))
     assert known.domain_probability == pytest.approx(known.confidence * 0.9)
+
+
+def test_of_a_long_prompt_no_more_than_the_window_is_read() -> None:
+    lengths = []
+
+    class Listening(Calibration):
+        def confidence(self, scores_TC: Any, log_evidence_TC: Any) -> Any:
+            lengths.extend([len(scores_TC), len(log_evidence_TC)])
+            return super().confidence(scores_TC, log_evidence_TC)
+
+    listening = Listening(**calibration().model_dump())
+    rows = [UNSURE] * 1000 + [SURE] * 2
+    scores = replace(prompt(*rows), log_evidence_TC=np.array(rows))
+
+    assert assess(release(listening), scores).confidence == pytest.approx(1 / (1 + np.exp(-4.0)))
+    assert lengths == [2, 2]
 
 
 def test_an_unknown_prompt_is_flagged() -> None:

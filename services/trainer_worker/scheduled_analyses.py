@@ -16,7 +16,7 @@ from services.shared.jobs import create_job
 from services.shared.queue import enqueue_job
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.telemetry import get_logger
-from services.shared.vocabulary import JobKind
+from services.shared.vocabulary import FINAL_JOB_STATUSES, JobKind, JobStatus
 
 log = get_logger(__name__)
 
@@ -26,7 +26,8 @@ _LOOKS_PER_PERIOD: Final = 10
 
 
 class ScheduledAnalyses:
-    """Submits a job when none was for `gaps.analyse_every_s`, by anyone, and requests have been flagged since."""
+    """Submits a job when none was for `gaps.analyse_every_s`, by anyone, none waits or runs, and requests have been
+    flagged since."""
 
     def __init__(
         self,
@@ -59,7 +60,12 @@ class ScheduledAnalyses:
 
     def _is_due(self, session: Session) -> bool:
         last = select(func.max(JobRow.created_at)).where(JobRow.kind == JobKind.GAP_ANALYSIS.value).scalar_subquery()
+        # Behind a training that takes days they would only pile up. A paused one may wait for ever.
+        is_coming = exists().where(
+            JobRow.kind == JobKind.GAP_ANALYSIS.value,
+            JobRow.status.not_in({*FINAL_JOB_STATUSES, JobStatus.PAUSED.value}),
+        )
         rested = func.coalesce(last < NOW - timedelta(seconds=self._every_s), true())
         is_new: ColumnElement[bool] = func.coalesce(RequestRow.at > last, true())
         flagged = exists().where(RequestRow.flagged == true(), is_new)
-        return bool(session.scalar(select(rested & flagged)))
+        return bool(session.scalar(select(rested & ~is_coming & flagged)))

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from services.shared.config import GapSettings, Settings
 from services.shared.database.rows import JobRow
 from services.shared.queue import celery_client, num_waiting
+from services.shared.vocabulary import JobStatus
 from services.trainer_worker.reaper import run_reaper
 from services.trainer_worker.scheduled_analyses import ScheduledAnalyses
 from tests.integration.trainer_worker.gap_analysis.traffic import Traffic
@@ -19,6 +20,13 @@ pytestmark = pytest.mark.integration
 
 def analyses(settings: Settings, sessions: sessionmaker[Session]) -> ScheduledAnalyses:
     return ScheduledAnalyses(settings, sessions, celery_client(settings))
+
+
+def a_period_later(settings: Settings, sessions: sessionmaker[Session], status: JobStatus) -> None:
+    """All jobs were submitted so long ago, and are there by now."""
+    past = datetime.now(UTC) - timedelta(seconds=settings.gaps.analyse_every_s + 1)
+    with sessions.begin() as session:
+        session.execute(update(JobRow).values(created_at=past, status=status.value))
 
 
 def submitted(sessions: sessionmaker[Session]) -> list[str]:
@@ -61,9 +69,7 @@ def test_the_next_comes_a_period_later_and_only_if_more_was_flagged(
     traffic.send("law", 1, flagged=True, ago=timedelta(days=2))
     first = analyses(settings, sessions).run_if_due()
     at_once = analyses(settings, sessions).run_if_due()
-    with sessions.begin() as session:
-        past = datetime.now(UTC) - timedelta(seconds=settings.gaps.analyse_every_s + 1)
-        session.execute(update(JobRow).values(created_at=past))
+    a_period_later(settings, sessions, JobStatus.SUCCEEDED)
     traffic.send("law", 1, flagged=True, ago=timedelta(days=1))
     nothing_new = analyses(settings, sessions).run_if_due()
     traffic.send("law", 1, flagged=True, ago=timedelta(minutes=1))
@@ -71,6 +77,19 @@ def test_the_next_comes_a_period_later_and_only_if_more_was_flagged(
 
     assert (at_once, nothing_new) == (None, None)
     assert submitted(sessions) == [first, second]
+
+
+@pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
+def test_none_is_added_to_one_that_waits_or_runs(
+    settings: Settings, sessions: sessionmaker[Session], traffic: Traffic, status: JobStatus
+) -> None:
+    traffic.send("law", 1, flagged=True, ago=timedelta(days=2))
+    first = analyses(settings, sessions).run_if_due()
+    a_period_later(settings, sessions, status)
+    traffic.send("law", 1, flagged=True)
+
+    assert analyses(settings, sessions).run_if_due() is None
+    assert submitted(sessions) == [first]
 
 
 def test_it_can_be_turned_off(settings: Settings, sessions: sessionmaker[Session], traffic: Traffic) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, String, cast, false, func, literal, select, true
+from sqlalchemy import ColumnElement, Row, String, cast, exists, false, func, literal, select, true
 from sqlalchemy.orm import Session
 
 from services.shared.database.rows import GapRequestRow, GapRow, ReleaseRow, RequestRow
@@ -58,10 +58,11 @@ def read_window(session: Session, spec: GapAnalysisJobSpec, *, base_fingerprint:
     """Of releases on that base model; but for requests of closed gaps, which an expert has been made for."""
     since = until - timedelta(seconds=spec.window_s)
     releases = select(literal("release-").concat(cast(ReleaseRow.number, String)))
-    closed = (
-        select(GapRequestRow.request_id)
-        .join(GapRow, GapRow.id == GapRequestRow.gap_id)
-        .where(GapRow.status == GapStatus.CLOSED.value)
+    # NOT EXISTS, which stays a join however many rows there are.
+    is_closed = exists().where(
+        GapRequestRow.request_id == RequestRow.id,
+        GapRow.id == GapRequestRow.gap_id,
+        GapRow.status == GapStatus.CLOSED.value,
     )
     inside: list[ColumnElement[bool]] = [
         RequestRow.at >= since,
@@ -69,7 +70,7 @@ def read_window(session: Session, spec: GapAnalysisJobSpec, *, base_fingerprint:
         RequestRow.states.is_not(None),
         RequestRow.release.in_(releases.where(ReleaseRow.base_fingerprint == base_fingerprint)),
     ]
-    is_flagged: list[ColumnElement[bool]] = [*inside, RequestRow.flagged == true(), RequestRow.id.not_in(closed)]
+    is_flagged: list[ColumnElement[bool]] = [*inside, RequestRow.flagged == true(), ~is_closed]
     flagged = _newest(session, is_flagged, limit=spec.max_requests)
     ordinary = _newest(session, [*inside, RequestRow.flagged == false()], limit=spec.max_requests)
     return Window(

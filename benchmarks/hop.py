@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -88,7 +87,7 @@ def stack() -> Iterator[dict[str, Any]]:
         try:
             yield wait_until_ready(process, Path(folder))
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT would not be heard by what a shell started in the background
             process.wait(60)
 
 

@@ -69,12 +69,12 @@ def measure_jobs(*, num_kills: int) -> JobLatencies:
         for number in range(num_kills):
             if job_id:
                 client.post(f"/jobs/{job_id}/cancel").raise_for_status()
-                _wait(client, job_id, lambda job: job["finished_at"] is not None)
+                wait_for_job(client, job_id, lambda job: job["finished_at"] is not None)
             submitted_at = time.monotonic()
             job_id = _submit(client, file_id, number)
-            _wait(client, job_id, lambda job: job["status"] == "running")
+            wait_for_job(client, job_id, lambda job: job["status"] == "running")
             latencies.submit_to_claim_s.append(time.monotonic() - submitted_at)
-            _wait(client, job_id, lambda job: job["progress"]["step"] > 0)
+            wait_for_job(client, job_id, lambda job: job["progress"]["step"] > 0)
             latencies.submit_to_step_s.append(time.monotonic() - submitted_at)
         for _ in range(num_kills):
             _kill_once(client, job_id, latencies)
@@ -83,13 +83,15 @@ def measure_jobs(*, num_kills: int) -> JobLatencies:
 
 def _kill_once(client: httpx.Client, job_id: str, latencies: JobLatencies) -> None:
     """Kill the worker, its job's process included, once the supervisor trusts it: it lets one wait that died often."""
-    time.sleep(max(0.0, _worker().create_time() + TRUSTED_AFTER_S - time.time()))
-    before = _wait(client, job_id, lambda job: job["status"] == "running" and job["progress"]["phase"] == "training")
+    time.sleep(max(0.0, stack_worker().create_time() + TRUSTED_AFTER_S - time.time()))
+    before = wait_for_job(
+        client, job_id, lambda job: job["status"] == "running" and job["progress"]["phase"] == "training"
+    )
     killed_at = time.monotonic()
-    os.killpg(_worker().pid, signal.SIGKILL)
-    _wait(client, job_id, lambda job: job["attempt"] > before["attempt"])
+    os.killpg(stack_worker().pid, signal.SIGKILL)
+    wait_for_job(client, job_id, lambda job: job["attempt"] > before["attempt"])
     latencies.kill_to_claim_s.append(time.monotonic() - killed_at)
-    _wait(
+    wait_for_job(
         client,
         job_id,
         lambda job: job["attempt"] > before["attempt"] and job["progress"]["step"] > before["progress"]["step"],
@@ -97,7 +99,7 @@ def _kill_once(client: httpx.Client, job_id: str, latencies: JobLatencies) -> No
     latencies.kill_to_step_s.append(time.monotonic() - killed_at)
 
 
-def _worker() -> psutil.Process:
+def stack_worker() -> psutil.Process:
     """The stack's worker. It leads a process group; its children, which look like it, do not."""
     everyone = psutil.Process().children(recursive=True)
     return next(
@@ -132,7 +134,7 @@ def _submit(client: httpx.Client, file_id: str, number: int) -> str:
     return str(client.post("/jobs", json=spec).raise_for_status().json()["id"])
 
 
-def _wait(client: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
+def wait_for_job(client: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         job: Job = client.get(f"/jobs/{job_id}").raise_for_status().json()

@@ -6,7 +6,6 @@ with. What finds the queue full, or cannot be read, is logged as it is.
 """
 
 import asyncio
-import math
 import time
 from typing import Final
 
@@ -23,6 +22,11 @@ from services.shared.vocabulary import FinishReason, PlanMode
 log = get_logger(__name__)
 
 _MAX_WAITING: Final = 256
+_MAX_WAITING_FOR_ORDINARY: Final = 32
+"""Behind more than these an ordinary prompt is not read."""
+_BURST_S: Final = 30.0
+"""Of ordinary prompts, the number of so many seconds may come at once: else the first gap analysis of a stack that has
+been asked a few dozen questions in a row would have nothing to tell its flagged ones from."""
 _READING_S: Final = 60.0
 
 
@@ -36,7 +40,9 @@ class PromptMeasurement:
         self._dispatcher = dispatcher
         self._admission = admission
         self._ordinary_per_s = ordinary_per_s
-        self._last_ordinary_at = -math.inf
+        self._burst = max(1.0, _BURST_S * ordinary_per_s)
+        self._ordinary_left = self._burst
+        self._counted_at = time.monotonic()
         self._waiting: asyncio.Queue[RequestRecord] = asyncio.Queue(_MAX_WAITING)
         self._measuring: RequestRecord | None = None
 
@@ -53,17 +59,22 @@ class PromptMeasurement:
         self._waiting.put_nowait(record)
 
     def _is_wanted(self, record: RequestRecord) -> bool:
-        """Every flagged one; of ordinary ones so many a second, and none while others wait."""
+        """Every flagged one; of ordinary ones so many a second, and none while many wait."""
         if record.assessment is None or record.assessment.gap is None or record.finish_reason == FinishReason.ERROR:
             return False
         if record.assessment.gap:
             return True
+        return self._waiting.qsize() < _MAX_WAITING_FOR_ORDINARY and self._is_due()
+
+    def _is_due(self) -> bool:
+        """Whether an ordinary prompt is left in the bucket (a token bucket); it is taken out."""
         now = time.monotonic()
-        is_due = self._ordinary_per_s > 0.0 and now - self._last_ordinary_at >= 1.0 / self._ordinary_per_s
-        if is_due and self._waiting.empty():
-            self._last_ordinary_at = now
-            return True
-        return False
+        refilled = self._ordinary_left + self._ordinary_per_s * (now - self._counted_at)
+        self._ordinary_left, self._counted_at = min(refilled, self._burst), now
+        if self._ordinary_per_s == 0.0 or self._ordinary_left < 1.0:
+            return False
+        self._ordinary_left -= 1.0
+        return True
 
     async def keep_measuring(self) -> None:
         """Measure what comes, for ever; when stopped, what is left goes to the log as it is."""

@@ -185,7 +185,7 @@ class RouterServiceSettings(Section):
         default=1.0,
         ge=0.0,
         description="With a calibrated release every flagged prompt is read again for its loss, and at most so many "
-        "ordinary ones a second beside them, to compare with.",
+        "ordinary ones a second (those of thirty seconds at once) beside them, to compare with.",
     )
     store_prompts: bool = Field(default=True, description="Keep prompt and answer text in the routing log.")
     dataset_hub_url: str | None = Field(

@@ -17,13 +17,13 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 UNKNOWN = "chess_notation"
-SETTINGS = {"AMOE_GAPS__ANALYSE_EVERY_S": "0", "AMOE_ROUTER_SERVICE__MEASURED_PER_S": "20"}
+SETTINGS = {"AMOE_GAPS__ANALYSE_EVERY_S": "0"}
 TRAINING = {"max_steps": 80, "eval_steps": 80, "batch_size": 4, "max_length": 192, "learning_rate": 5e-3}
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[httpx.Client]:
-    """The demo, with every gap analysis on demand, and ordinary prompts measured as fast as they are sent."""
+    """The demo, with every gap analysis on demand."""
     with running_stack(str(PROJECT / "demo" / "base"), SETTINGS) as client:
         yield client
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,12 @@ from services.trainer_worker.gap_analysis.redaction import Redaction
 from services.trainer_worker.gap_analysis.window import Prompt, Window, read_window
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
+
+_FEW_ORDINARY: Final = 15
+_TOO_FEW_TO_COMPARE: Final = (
+    "So few ordinary requests hardly tell what is unlike them: try again after some more, or have more of them "
+    "measured (the setting router_service.measured_per_s)."
+)
 
 
 def run_gap_analysis_job(context: JobContext) -> Publish:
@@ -84,6 +91,7 @@ def _note(context: JobContext, window: Window, clusters: Sequence[NDArray[np.int
         + (f" of {', '.join(map(str, sizes))}" if sizes else "")
         + f", {len(window.flagged) - sum(sizes)} in none of them."
         + (f" {left_out} older ones were left out (max_requests)." if left_out > 0 else "")
+        + ("" if clusters or len(window.ordinary) >= _FEW_ORDINARY else f" {_TOO_FEW_TO_COMPARE}")
     )
 
 

@@ -113,6 +113,22 @@ def test_of_known_prompts_one_now_and_then_is_measured_too(
     assert len([request for request in double.requests if request.prompt_states]) == 2
 
 
+class TestABurst:
+    @pytest.fixture
+    def router_settings(self) -> dict[str, Any]:
+        return {"measured_per_s": 0.1}
+
+    def test_may_bring_the_ordinary_prompts_of_half_a_minute_at_once(
+        self, release: str, client: httpx.Client, sessions: sessionmaker[Session]
+    ) -> None:
+        ids = [ask(client, MATH)["routing"]["request_id"] for _ in range(4)]
+
+        assert {client.get(f"/requests/{request_id}").json()["flagged"] for request_id in ids} == {False}
+        with sessions() as session:
+            measured = [session.get_one(RequestRow, request_id).states is not None for request_id in ids]
+        assert measured == [True, True, True, False]
+
+
 class TestWithoutMeasuring:
     @pytest.fixture
     def router_settings(self) -> dict[str, Any]:

@@ -126,6 +126,27 @@ class TestClusters:
             events = [event.message for event in list_events(session, row.id, after=0, limit=100)]
         assert row.result["explanation"] in events
 
+    def test_a_few_ordinary_ones_of_each_domain_are_enough(
+        self, traffic: Traffic, analyse: Analyse, belonging: Callable[[str], set[str]]
+    ) -> None:
+        traffic.ordinary(3)
+        ids = set(traffic.send("chess_notation", 24, flagged=True))
+
+        assert [belonging(gap["id"]) for gap in analyse()["gaps"]] == [ids]
+
+    def test_too_few_to_compare_with_are_told(
+        self, traffic: Traffic, run_job: Callable[[JobSpecBase], JobRow], sessions: sessionmaker[Session]
+    ) -> None:
+        traffic.ordinary(1)
+        traffic.send("chess_notation", 24, flagged=True)
+
+        row = run_job(GapAnalysisJobSpec())
+
+        with sessions() as session:
+            [told] = [event.message for event in list_events(session, row.id) if "beside 5 ordinary" in event.message]
+        assert "0 clusters" in told
+        assert "hardly tell what is unlike them" in told
+
     def test_alike_prompts_all_the_same_are_one_gap(
         self, traffic: Traffic, analyse: Analyse, sessions: sessionmaker[Session]
     ) -> None:

@@ -42,7 +42,7 @@ class Ground:
     """What estimates rest on: the base model's shape and context, the queue, and a rate if one was measured.
 
     `num_pictures` an image job trains on, and `num_experts` a router is made over, where that is known; `tap_layer` is
-    the configured router's.
+    the configured router's, `num_processes` train an expert together.
     """
 
     shape: BaseShape
@@ -53,6 +53,7 @@ class Ground:
     num_pictures: int | None = None
     num_experts: int = 0
     tap_layer: int | None = None
+    num_processes: int = 1
 
     def within_context(self, max_length: int) -> int:
         """Training never reads more at once than the base model can."""
@@ -62,7 +63,8 @@ class Ground:
 def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:
     """What is known of a job from its spec and its files, these by the field that names them.
 
-    Raises InvalidDataset when training would find too little to learn from.
+    Raises InvalidDataset when training would find too little to learn from, and InvalidRequest when the processes of one
+    training could not share its steps.
     """
     max_length = ground.within_context(_max_length(spec))
     ids = spec.named_files()
@@ -147,6 +149,7 @@ def _expert(report: DryRun, spec: ExpertJobSpec, surveys: Mapping[str, Survey], 
     if not sizes:
         return report.model_copy(update=counts)
     plan = StepPlan.of(hyperparameters, len(sizes))
+    plan.shared_by(ground.num_processes)
     num_blocks = plan.num_steps * plan.blocks_per_step
     work = Work(
         num_tokens=round(num_blocks * sum(sizes) / len(sizes)),
@@ -258,7 +261,8 @@ def _evaluation(report: DryRun, spec: EvaluationJobSpec, surveys: Mapping[str, S
     """At most: documents may be fewer and shorter than they may be."""
     steps = {peer: _peer_steps(peer, spec, surveys, ground) for peer in spec.trained_peers}
     num_trainings, num_read = len(spec.each_peer_seed), round(work_of(spec))
-    done = [f"trains the peer {peer} {num_trainings} times for {num} steps" for peer, num in steps.items()]
+    times = "once" if num_trainings == 1 else f"{num_trainings} times"
+    done = [f"trains the peer {peer} {times} for {num} steps" for peer, num in steps.items()]
     if spec.tap_layers:
         layers = ", ".join(map(str, spec.tap_layers))
         done.append(f"makes the evidence that experts lack after the base model's layers {layers}")

@@ -57,6 +57,7 @@ class JobSubmission:
         self._tokenizer = tokenizer
         self._base_model = settings.base_model
         self._tap_layer = settings.router.tap_layer
+        self._num_processes = settings.trainer.num_processes
         self._teachers = sorted(settings.teachers)
         self._hosted_base = hosted_base
         self._max_unfinished = settings.router_service.max_unfinished_jobs
@@ -125,6 +126,7 @@ class JobSubmission:
             num_pictures=await asyncio.to_thread(self._num_pictures, spec, files),
             num_experts=await self._transactions.run(_num_experts, spec),
             tap_layer=self._tap_layer,
+            num_processes=self._num_processes,
         )
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
 

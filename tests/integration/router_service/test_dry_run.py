@@ -155,8 +155,31 @@ def test_of_an_evaluation_counts_what_its_peers_are_trained(client: httpx.Client
     assert thrice["num_steps"] == 3 * once["num_steps"]
     assert once["num_steps"] > 7
     assert fixed["num_steps"] == 3 * (7 + 5)
+    assert "x_lora once for 7 steps" in once["plan"]
     assert "x_lora 3 times for 7 steps" in fixed["plan"]
     assert "multi_task 3 times for 5 steps" in fixed["plan"]
+
+
+class TestSeveralProcesses:
+    @pytest.fixture
+    def app_settings(self, app_settings: Settings) -> Settings:
+        trainer = app_settings.trainer.model_copy(update={"num_processes": 4})
+        return app_settings.model_copy(update={"trainer": trainer})
+
+    @pytest.mark.parametrize(("batch_size", "status"), [(6, 400), (8, 200)])
+    def test_a_step_that_they_could_not_share_evenly_is_told(
+        self, client: httpx.Client, batch_size: int, status: int
+    ) -> None:
+        numbers = {"packing": False, "batch_size": batch_size, "gradient_accumulation_steps": 1}
+
+        response = submit(client, upload(client, lines(TEXTS)), dry_run=True, hyperparameters=numbers)
+
+        if status == 200:
+            assert response.status_code == status, response.text
+            return
+        error = error_of(response, status)
+        assert error["param"] == "hyperparameters.batch_size"
+        assert "such as 4" in error["message"]
 
 
 class TestFromWhatEarlierJobsTook:

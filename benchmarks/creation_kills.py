@@ -43,6 +43,7 @@ from services.trainer_worker.demo.domains import DEMO_DOMAINS, DOMAINS
 
 UNKNOWN: Final = "chess_notation"
 TEACHER: Final = "careless"
+LEFT_ALONE: Final = "left_alone"
 KEY: Final = "sk-only-for-the-teacher"
 NUM_STEPS: Final = 80
 TRAINING: Final = {"max_steps": NUM_STEPS, "eval_steps": 20, "batch_size": 4, "max_length": 192, "learning_rate": 5e-3}
@@ -219,8 +220,8 @@ def faults(client: httpx.Client, left_alone: Job, killed: Job, gap: str) -> list
     if len(releases) != 1 or releases[0]["status"] != "active":
         found.append(f"releases of the job: {[(release['id'], release['status']) for release in releases]}")
     versions = client.get(f"/experts/{killed['result']['expert']}").json()["versions"]
-    if len(versions) != 2:
-        found.append(f"{len(versions)} versions of the expert by two jobs")
+    if len(versions) != 1:
+        found.append(f"{len(versions)} versions of the expert by one job")
     if (state := client.get(f"/gaps/{gap}").json()["status"]) != "closed":
         found.append(f"the gap is {state}")
     wait_for_release(client, killed["result"]["release"])
@@ -266,7 +267,7 @@ def main() -> None:
         os.environ.update(AMOE_TEACHERS=json.dumps({TEACHER: settings}), AMOE_GAPS__ANALYSE_EVERY_S="0")
         with stack() as endpoints, httpx.Client(base_url=endpoints["router"], timeout=120) as client:
             gap = find_gap(client)
-            left_alone = wait_for_job(client, create(client, gap, activate=False), has_ended)
+            left_alone = wait_for_job(client, create(client, gap, name=LEFT_ALONE, activate=False), has_ended)
             job_id = create(client, gap, approval=True)
             kills = [kill_at(client, job_id, moment) for moment in MOMENTS]
             killed = wait_for_job(client, job_id, has_ended)

@@ -63,8 +63,8 @@ class Ground:
 def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) -> DryRun:
     """What is known of a job from its spec and its files, these by the field that names them.
 
-    Raises InvalidDataset when training would find too little to learn from, and InvalidRequest when the processes of one
-    training could not share its steps.
+    Raises InvalidDataset when training would find too little to learn from, and InvalidRequest when the processes of
+    one training could not share its steps.
     """
     max_length = ground.within_context(_max_length(spec))
     ids = spec.named_files()

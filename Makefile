@@ -25,7 +25,7 @@ test: $(READY)  ## Run every test against real Postgres and Valkey; options: mak
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 endif
 
 check: $(READY)  ## Format, lint, types, import contracts
@@ -49,6 +49,8 @@ bench: $(READY)  ## Measure speed and memory against peers and limits (long; wri
 	$(BIN)/python -m benchmarks.adapter_loading
 	$(BIN)/python -m benchmarks.hop
 	$(BIN)/python -m benchmarks.kill_cycles
+	$(BIN)/python -m benchmarks.creation_kills
+	AMOE_STORM_S=60 $(BIN)/python -m pytest tests/e2e/test_replicas.py
 
 bench-train: $(READY)  ## Measure training against a bare PEFT script, and how soon jobs start and go on after a kill
 	$(BIN)/python -m benchmarks.training $(ARGS)

@@ -1,11 +1,13 @@
 """Two experts of real text, trained once, under an active release; jobs that study it run in this process."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared.config import RouterSettings, Settings
@@ -23,6 +25,7 @@ from services.shared.schemas.sequences import AdapterReport
 from services.shared.storage import Storage
 from services.shared.training_text import Example
 from services.trainer_worker.training.expert import train_expert
+from services.trainer_worker.training.training_folder import TrainingFolder
 from tests.integration.trainer_worker.studies.recipes import SMALL, SMALL_GRAPH
 from tests.integration.trainer_worker.studies.texts import upload_texts
 
@@ -46,10 +49,21 @@ def base(shared_material: Path) -> LoadedBase:
 def experts(
     base: LoadedBase, documents: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """An expert for each, on all documents but the last forty, with its evidence."""
-    folder = tmp_path_factory.mktemp("experts")
+    """An expert for each, on all documents but the last forty, with its evidence; trained by whichever of the test
+    processes needs them first."""
+    is_one_of_several = "PYTEST_XDIST_WORKER" in os.environ
+    base_folder = tmp_path_factory.getbasetemp()
+    folder = (base_folder.parent if is_one_of_several else base_folder) / "experts"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = base_folder / "unfinished-experts"
+            _train(base, documents, unfinished)
+            unfinished.rename(folder)
+    return {name: TrainingFolder(folder / name).adapter for name in documents}
+
+
+def _train(base: LoadedBase, documents: dict[str, list[str]], folder: Path) -> None:
     torch.set_num_threads(1)
-    made = {}
     for name, texts in documents.items():
         training = train_expert(
             base_model=base.name,
@@ -64,8 +78,6 @@ def experts(
             should_stop=lambda: False,
         )
         _write_evidence(base, texts[:-50], training.adapter_dir / "evidence" / "bigram.safetensors")
-        made[name] = training.adapter_dir
-    return made
 
 
 def _write_evidence(base: LoadedBase, texts: Sequence[str], file: Path) -> None:

@@ -14,7 +14,7 @@ help:  ## Say what can be made
 
 setup: $(READY)  ## Create .venv and install everything (only what changed)
 
-$(READY): pyproject.toml constraints.txt scripts/setup
+$(READY): pyproject.toml constraints.txt scripts/setup scripts/chromium
 	@scripts/setup $(VENV)
 	@touch $@
 

@@ -11,6 +11,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request
 
+from services.router_service import page_files
 from services.router_service.api import (
     experts,
     files,
@@ -37,6 +38,7 @@ from services.router_service.api import (
 )
 from services.router_service.api.disconnect import install_disconnect_handler
 from services.router_service.api.docs import install_docs
+from services.router_service.api.page import install_page
 from services.router_service.catalog import Catalog
 from services.router_service.dependencies import Resources
 from services.router_service.discovery import Discovery
@@ -139,12 +141,14 @@ def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_ht
             "/releases/import": settings.releases.max_archive_bytes + _MULTIPART_OVERHEAD_BYTES,
         },
         api_key=own.api_key,
+        open_files=page_files.OPEN_PATHS,
     )
     for module in _ROUTES:
         app.include_router(module.router)
     if own.adapter_folder is not None:
         app.include_router(openai_adapters.router)
     install_docs(app)
+    install_page(app)
     return app
 
 

@@ -103,13 +103,15 @@ def install_middleware(
     max_json_depth: int | None = None,
     upload_limits: Mapping[str, int] | None = None,
     api_key: SecretStr | None = None,
+    open_files: re.Pattern[str] | None = None,
 ) -> None:
-    """Request ids outermost, then the key, then the limits on bodies; `upload_limits` are for paths that take more."""
+    """Request ids outermost, then the key, then the limits on bodies; `upload_limits` are for paths that take more,
+    `open_files` those that anybody may read without the key."""
     if max_json_depth is not None:
         app.add_middleware(JsonDepthMiddleware, max_json_depth=max_json_depth)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=max_body_bytes, upload_limits=upload_limits or {})
     if api_key is not None:
-        app.add_middleware(ApiKeyMiddleware, api_key=api_key)
+        app.add_middleware(ApiKeyMiddleware, api_key=api_key, open_files=open_files)
     app.add_middleware(RequestIdMiddleware)
 
 
@@ -195,21 +197,29 @@ def _log_access(scope: Scope, status: int | None, seconds: float) -> None:
 
 
 class ApiKeyMiddleware:
-    """Wants `Authorization: Bearer <key>` on every path but the probes, also on those that do not exist."""
+    """Wants `Authorization: Bearer <key>` on every path but the probes and files that are open to be read, also on
+    those that do not exist."""
 
-    def __init__(self, app: ASGIApp, *, api_key: SecretStr) -> None:
+    def __init__(self, app: ASGIApp, *, api_key: SecretStr, open_files: re.Pattern[str] | None = None) -> None:
         self.app = app
         self._expected = f"Bearer {api_key.get_secret_value()}".encode()
+        self._open_files = open_files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not self._is_open(scope):
             given = Headers(scope=scope).get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self._expected):
                 error = NotAuthorised("Send the API key as `Authorization: Bearer <key>`.")
                 await error_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        if scope["path"] in OPEN_PATHS:
+            return True
+        is_read = scope["method"] in {"GET", "HEAD"}
+        return is_read and self._open_files is not None and self._open_files.fullmatch(scope["path"]) is not None
 
 
 class BodyLimitMiddleware:

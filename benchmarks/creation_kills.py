@@ -3,8 +3,9 @@
 On the demo stack, over HTTP: chess questions among ordinary ones are flagged, and a gap analysis makes one gap of them.
 An expert for it is created twice with the same teacher, an OpenAI-compatible endpoint on loopback whose first answers
 are 503 and 429, and of whose lines every second is none or an earlier one again. The first job is left alone, and what
-it makes is not activated. The second asks for approval, and its worker gets SIGKILL, its job's process included, at the
-beginning of every step, half-way through the training, while it waits for approval, and when it publishes.
+it makes is not activated. The second asks for approval, and its worker gets SIGKILL, its job's process included, in the
+first step, while it waits for approval, as the training begins, half-way through it, and after each step from there on
+but the last: of that one a client hears when the job has ended.
 
 The second job must end as if nothing had happened: the same weights byte for byte, one version and one release of its
 own, the gap closed, and chess questions no longer flagged.
@@ -25,7 +26,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
@@ -48,15 +49,15 @@ KEY: Final = "sk-only-for-the-teacher"
 NUM_STEPS: Final = 80
 TRAINING: Final = {"max_steps": NUM_STEPS, "eval_steps": 20, "batch_size": 4, "max_length": 192, "learning_rate": 5e-3}
 MOMENTS: Final = (
-    "data",
-    "paused",
-    "training",
+    "in its first step",
+    "waiting for approval",
+    "as training begins",
     "half-way through the training",
-    "gate_row",
-    "evaluation",
-    "remeasuring",
-    "publishing",
+    "after step training",
+    "after step gate_row",
+    "after step evaluation",
 )
+_AFTER: Final = "after step "
 
 
 @dataclass(frozen=True)
@@ -177,22 +178,23 @@ def has_ended(job: Job) -> bool:
 def kill_at(client: httpx.Client, job_id: str, moment: str) -> Kill:
     """Wait for the moment, kill the worker, wait until the job runs again."""
 
-    def is_now(job: Job) -> bool:
-        progress = job["progress"]
-        if moment == "paused":
-            return bool(job["status"] == "paused")
-        if moment == "half-way through the training":
-            return bool(progress["step"] >= NUM_STEPS // 2)
-        return bool(job["status"] == "running" and progress["phase"].startswith(moment))
-
-    before = wait_for_job(client, job_id, lambda job: is_now(job) or has_ended(job))
+    conditions: dict[str, Callable[[Job], bool]] = {
+        "in its first step": lambda job: job["status"] == "running",
+        "waiting for approval": lambda job: job["status"] == "paused",
+        "as training begins": lambda job: job["progress"]["phase"].startswith("training"),
+        "half-way through the training": lambda job: job["progress"]["step"] >= NUM_STEPS // 2,
+    }
+    if moment in conditions:
+        before = wait_for_job(client, job_id, lambda job: conditions[moment](job) or has_ended(job))
+    else:
+        wait_for_event(client, job_id, f"Step {moment.removeprefix(_AFTER)}: done.")
+        before = client.get(f"/jobs/{job_id}").json()
     if has_ended(before):
         raise SystemExit(f"{job_id} ended before {moment!r}: {before['status']} {before['error']}")
     killed_at = time.monotonic()
     os.killpg(stack_worker().pid, signal.SIGKILL)
     seconds = None
-    if moment == "paused":
-        wait_for_job(client, job_id, lambda job: job["status"] == "paused")
+    if moment == "waiting for approval":
         client.post(f"/jobs/{job_id}/resume").raise_for_status()
     else:
         wait_for_job(client, job_id, lambda job: job["attempt"] > before["attempt"] and job["status"] == "running")
@@ -200,6 +202,14 @@ def kill_at(client: httpx.Client, job_id: str, moment: str) -> Kill:
     kill = Kill(moment, before["progress"]["phase"], before["progress"]["step"], seconds)
     print(kill, flush=True)
     return kill
+
+
+def wait_for_event(client: httpx.Client, job_id: str, message: str) -> None:
+    """Until the job says so."""
+    with client.stream("GET", f"/jobs/{job_id}/events") as response:
+        for line in response.iter_lines():
+            if line.startswith("data:") and json.loads(line.removeprefix("data:")).get("message") == message:
+                return
 
 
 def weights(client: httpx.Client, job: Job) -> str:

@@ -66,6 +66,8 @@ def run_expert_creation_job(context: JobContext) -> Publish:
         if told["released"] and spec.gap is not None:
             close_gap(session, spec.gap, job_id=context.job_id, release=told["release"])
             told["gap"] = {**about["gap"], "closed": True}
+        if told["released"]:
+            add_event(session, context.job_id, _in_words(about | told))
         return about | told | {"steps": [*steps.told, done("release", told)]}
 
     return publish
@@ -86,6 +88,20 @@ def _make(context: JobContext, spec: ExpertCreationJobSpec, creation: Creation, 
             holds=lambda figures: bool(figures["beside"] == judged["release"]),
         )
     return _Made(data, training, row, judged, remeasured)
+
+
+def _in_words(result: Figures) -> str:
+    """What the job has come to, for who has watched it."""
+    gain, accuracy = result["evaluation"]["gain"], result["evaluation"]["accuracy"]
+    words = [
+        f"{result['expert']}, version {result['version']}, is released in {result['release']}",
+        f"held-out examples cost {gain['value']:.2f} nats a token less [{gain['low']:.2f}, {gain['high']:.2f}]",
+    ]
+    if accuracy is not None:
+        words.append(f"{accuracy['after']['value']:.0%} are answered exactly, {accuracy['before']['value']:.0%} before")
+    if "gap" in result:
+        words.append(f"the gap {result['gap']['id']} is closed")
+    return "; ".join(words) + "."
 
 
 def _refused(session: Session, context: JobContext, made: _Made) -> dict[str, Any]:

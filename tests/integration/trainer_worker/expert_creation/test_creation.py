@@ -88,7 +88,10 @@ class TestAnExpertThatHelps:
         with sessions() as session:
             now_active = active_release(session)
             closed = session.get_one(GapRow, gap)
+            told_last = list_events(session, row.id)[-2].message
         assert now_active is not None
+        assert told_last.startswith(f"chess_expert, version 1, is released in {now_active.id}; held-out examples cost ")
+        assert f"the gap {gap} is closed" in told_last
         assert [column.version.expert_name for column in now_active.experts] == ["factual", "math", "chess_expert"]
         assert (result["released"], result["release"]) == (True, now_active.id)
         assert (closed.status, closed.closed_by_job, closed.closed_by_release) == ("closed", row.id, now_active.id)

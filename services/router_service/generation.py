@@ -180,6 +180,8 @@ class Generation:
         self._metrics.requests.labels(record.endpoint, record.finish_reason).inc()
         if record.integration is not None:
             self._metrics.integrations.labels(record.integration.mode, _WRITERS[record.plan.mode]).inc()
+        if record.assessment is not None and record.assessment.gap is not None:
+            self._metrics.prompts_assessed.labels(str(record.assessment.gap).lower()).inc()
         self._metrics.count_tokens(
             num_prompt=len(record.prompt_ids), num_generated=len(record.token_ids), attribution=record.attribution
         )

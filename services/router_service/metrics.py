@@ -83,6 +83,12 @@ class Metrics:
             ["mode", "written_by"],
             registry=self.registry,
         )
+        self.prompts_assessed = Counter(
+            "amoe_prompts_assessed",
+            "Answered prompts by whether a calibrated release flagged them as of no domain it knows.",
+            ["flagged"],
+            registry=self.registry,
+        )
         self._experts_shown: set[str] = set()
         self.log_dropped = Counter(
             "amoe_request_log_dropped",

@@ -113,6 +113,16 @@ def test_of_known_prompts_one_now_and_then_is_measured_too(
     assert len([request for request in double.requests if request.prompt_states]) == 2
 
 
+def test_flagged_prompts_are_counted(release: str, client: httpx.Client) -> None:
+    for prompt in (MATH, MATH, NONSENSE):
+        ask(client, prompt)
+
+    counted = client.get("/metrics").text
+
+    assert 'amoe_prompts_assessed_total{flagged="true"} 1.0' in counted
+    assert 'amoe_prompts_assessed_total{flagged="false"} 2.0' in counted
+
+
 class TestABurst:
     @pytest.fixture
     def router_settings(self) -> dict[str, Any]:

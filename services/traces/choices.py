@@ -68,14 +68,29 @@ class LayerChoices:
         """The sequences of these domains; the others stay, without tokens."""
         return self._where(np.isin(self.domains, domains)[self.sequences])
 
+    def of_sequences(self, numbers: NDArray[np.int64]) -> "LayerChoices":
+        """These sequences alone, in this order."""
+        lengths = np.diff(self.starts)[numbers]
+        starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        tokens = np.repeat(self.starts[numbers] - starts[:-1], lengths) + np.arange(starts[-1])
+        return self.of_tokens(tokens, starts, numbers)
+
+    def of_tokens(
+        self, tokens: NDArray[np.int64], starts: NDArray[np.int64], numbers: NDArray[np.int64]
+    ) -> "LayerChoices":
+        """These tokens alone, of these sequences, that each has from `starts` on."""
+        return replace(
+            self,
+            experts=self.experts[tokens],
+            weights=self.weights[tokens] if self.weights is not None else None,
+            token_ids=self.token_ids[tokens] if self.token_ids is not None else None,
+            phases=self.phases[tokens],
+            starts=starts,
+            domains=self.domains[numbers],
+        )
+
     def _where(self, kept: NDArray[np.bool_]) -> "LayerChoices":
         counts = np.add.reduceat(np.append(kept, 0), self.starts[:-1])
         counts[np.diff(self.starts) == 0] = 0
-        return replace(
-            self,
-            experts=self.experts[kept],
-            weights=self.weights[kept] if self.weights is not None else None,
-            token_ids=self.token_ids[kept] if self.token_ids is not None else None,
-            phases=self.phases[kept],
-            starts=np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
-        )
+        starts = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+        return self.of_tokens(np.flatnonzero(kept), starts, np.arange(self.num_sequences))

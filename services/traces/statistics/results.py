@@ -82,7 +82,7 @@ class Divergence(Figure):
     """How far apart domains' shares of assignments are."""
 
     distance: Matrix = Field(description="[D, D] Jensen-Shannon distance, base 2: 0 the same, 1 nothing in common.")
-    mean_distance: Estimate = Field(description="Over all pairs of domains.")
+    mean_distance: Estimate = Field(description="Root of the mean divergence of all pairs of domains.")
 
 
 class MutualInformation(Figure):
@@ -267,7 +267,9 @@ class Cache(Figure):
     num_objects: int = Field(description="(layer, expert) that there are.")
     num_used: int = Field(description="Those that were used: more slots change nothing.")
     compulsory_misses: Number = Field(description="Share of accesses that are the first of their kind.")
-    aging_accesses: int = Field(description="After so many, LFU with aging halves its counts.")
+    aging_accesses: int | None = Field(
+        description="After so many LFU with aging halves its counts; null: ten times the slots."
+    )
     left_out: str | None = Field(default=None, description="Why not all tokens are in it.")
 
 

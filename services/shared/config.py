@@ -304,6 +304,26 @@ class TeacherSettings(Section):
     budget_s: float = Field(default=1800.0, gt=0, description="For all requests of one job's attempt together.")
 
 
+class TraceSettings(Section):
+    """Traces of routing, and what is accepted where others recorded them."""
+
+    max_upload_bytes: int = Field(
+        default=4 * 1024**3,
+        ge=1024,
+        description="Largest POST /traces, and largest file in it: llama.cpp's have 2 GiB.",
+    )
+    max_unpacked_bytes: int = Field(
+        default=32 * 1024**3, ge=1024, description="Of all files of an archive together; ranges of zeros take no disk."
+    )
+    max_files: int = Field(default=20_000, ge=1, description="Of one import, those in archives counted singly.")
+    max_json_bytes: int = Field(
+        default=64 * 1024**2, ge=1024, description="Largest JSON file; JSON lines may be larger."
+    )
+    max_line_bytes: int = Field(default=1024**2, ge=256, description="Longest line of JSON lines.")
+    max_choices: int = Field(default=500_000_000, ge=1, description="Chosen experts of one trace, over all layers.")
+    max_sequences: int = Field(default=100_000, ge=1, description="Sequences of one trace.")
+
+
 class TelemetrySettings(Section):
     """Logs."""
 
@@ -345,6 +365,7 @@ class Settings(BaseSettings):
     expert_service: ExpertServiceSettings = ExpertServiceSettings()
     trainer: TrainerSettings = TrainerSettings()
     gaps: GapSettings = GapSettings()
+    traces: TraceSettings = TraceSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     teachers: dict[Annotated[str, Field(pattern=TEACHER_PATTERN)], TeacherSettings] = Field(
         default={},

@@ -4,7 +4,8 @@ AmoeError
 ├── InvalidRequest 400          the request itself is wrong (param names the field)
 │   ├── PromptTooLong 413       prompt plus new tokens exceed the base model's context
 │   ├── InvalidDataset 422      a training file has a bad line
-│   └── InvalidAdapter 422      an adapter that cannot be served, with the reason
+│   ├── InvalidAdapter 422      an adapter that cannot be served, with the reason
+│   └── InvalidTrace 422        a recording of routing that cannot be read, with the file and the place
 ├── NotAuthorised 401           missing or wrong API key
 ├── NotFound 404                no expert, release, job, file, request of that name
 ├── Conflict 409                the state does not allow it (never retried by clients: x-should-retry: false)
@@ -79,6 +80,13 @@ class InvalidAdapter(InvalidRequest):
 
     status = 422
     code = "invalid_adapter"
+
+
+class InvalidTrace(InvalidRequest):
+    """422: a recording of routing cannot be read; the message names the file, the place in it, and what to do."""
+
+    status = 422
+    code = "invalid_trace"
 
 
 class NotAuthorised(AmoeError):

@@ -103,9 +103,11 @@ class TraceWriter:
         num_experts: dict[int, int],
         experts: Sequence[str] = (),
         findings: Iterable[Finding] = (),
+        model: str | None = None,
         **about: str | float | bool | None,
     ) -> TraceDescription:
-        """Close the tables and write the description; `num_experts` of every layer that rows were added to."""
+        """Close the tables and write the description; `num_experts` of every layer that rows were added to, `model` if
+        it was not known at the start."""
         for layer in self._layers.values():
             layer.close()
         domains = tuple(dict.fromkeys(sequence.domain for sequence in self._sequences))
@@ -116,7 +118,7 @@ class TraceWriter:
         pq.write_table(pa.Table.from_pylist(rows, _SEQUENCE), self._folder / SEQUENCES, compression=_COMPRESSION)
         description = TraceDescription(
             source=self._source,
-            model=self._model,
+            model=model or self._model,
             experts=tuple(experts),
             domains=domains,
             num_sequences=len(self._sequences),

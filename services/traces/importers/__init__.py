@@ -1,0 +1,1 @@
+"""Recordings of routing that others made, as traces: one file a format, all listed in `formats`."""

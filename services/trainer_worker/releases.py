@@ -156,6 +156,15 @@ def versions_of(release: ReleaseRow | None) -> list[ExpertVersionRow]:
     return [column.version for column in release.experts] if release is not None else []
 
 
+def overtaken(release: ReleaseRow, beside: str) -> Made:
+    """What was measured beside one release says nothing of this one, which was made of another."""
+    refusal = (
+        f"while it was compared with {beside}, another release became active. Evaluate it, then POST "
+        f"/releases/{release.id}/activate."
+    )
+    return Made(release, activated=False, refusal=refusal)
+
+
 def _expected(active: ReleaseRow | None) -> int | None:
     return active.number if active is not None else None
 
@@ -184,14 +193,9 @@ def _made(session: Session, release: ReleaseRow, active: int | None, activation:
     if judgement is None:
         activate_release(session, release.number, expected_active=active)
         return Made(release, activated=True)
-    set_evaluation(session, release.number, judgement.evaluation)
     if judgement.active != active:
-        return Made(
-            release,
-            activated=False,
-            refusal=f"while it was compared with release-{judgement.active}, another release became active. Evaluate "
-            f"it, then POST /releases/{release.id}/activate.",
-        )
+        return overtaken(release, f"release-{judgement.active}")
+    set_evaluation(session, release.number, judgement.evaluation)
     try:
         activate_release(
             session,

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.orm import Session
+
 from services.shared.database.rows import ReleaseRow
 from services.shared.release_evaluation import Evaluation
 from services.shared.schemas.expert_creation import ExpertCreationJobSpec
@@ -99,7 +101,12 @@ class Creation:
 
     def is_of_current(self, judged: Mapping[str, Any]) -> bool:
         """Whether the release that it was compared with is still the active one."""
-        current = self._current()
+        with self._context.sessions() as session:
+            return self.is_beside_active(session, judged)
+
+    def is_beside_active(self, session: Session, judged: Mapping[str, Any]) -> bool:
+        """The same inside of a transaction."""
+        current = current_release(session, self._base)
         return bool(judged["release"] == (current.id if current is not None else None))
 
     def remeasure(self, digest: str, judged: Mapping[str, Any]) -> Figures:

@@ -23,7 +23,7 @@ from services.trainer_worker.expert_creation.wanted import Wanted, wanted
 from services.trainer_worker.expert_making import refuse_what_cannot_join
 from services.trainer_worker.job_context import JobContext
 from services.trainer_worker.kinds import Publish
-from services.trainer_worker.releases import BaseIdentity, Made, join_release
+from services.trainer_worker.releases import BaseIdentity, Made, join_release, overtaken
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ def _released(  # noqa: PLR0913, PLR0917
     wish: Wanted,
     base: BaseIdentity,
 ) -> dict[str, Any]:
-    """As an expert job does it: with the gate's last word on whether the release becomes active."""
+    """As an expert job does it, with the gate's last word on whether the release becomes active; it does not beside
+    experts that the newcomer was not compared with."""
+    is_compared = creation.is_beside_active(session, made.judged)
     version = register_expert(
         session,
         name=wish.name,
@@ -138,9 +140,11 @@ def _released(  # noqa: PLR0913, PLR0917
         version,
         base=base,
         default_router=lambda: creation.maker.default_router,
-        activation=creation.activation(made.judged),
+        activation=creation.activation(made.judged) if is_compared else None,
         note=f"{wish.name} version {version.version} by {context.job_id}",
     )
+    if spec.activate and not is_compared:
+        release = overtaken(release.release, made.judged["release"] or "the base model alone")
     told = {"version": version.version, "released": release.activated, **release.told(session, context.job_id)}
     if not release.activated:
         told["because"] = release.refusal or (

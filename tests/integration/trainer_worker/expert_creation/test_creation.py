@@ -17,7 +17,7 @@ from services.shared.gaps import hold_open_gap
 from services.shared.job_control import request_cancel, resume_job
 from services.shared.job_events import list_events
 from services.shared.jobs import create_job, find_job
-from services.shared.registry import active_release
+from services.shared.registry import active_release, find_release
 from services.shared.schemas.evaluation import EvaluationJobSpec
 from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
@@ -156,6 +156,36 @@ class TestAnExpertThatHelps:
             now_active = active_release(session)
         assert now_active is not None
         assert [column.version.expert_name for column in now_active.experts] == ["chess"]
+
+    def test_is_not_activated_beside_experts_that_it_was_not_compared_with(
+        self,
+        request: pytest.FixtureRequest,
+        creation: Creation,
+        runner: JobRunner,
+        sessions: sessionmaker[Session],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("services.trainer_worker.evidence.DEFAULT_MAX_TOKENS", 1_000)
+
+        def overtaken(context: JobContext) -> Publish:
+            publish = run_expert_creation_job(context)
+            request.getfixturevalue("release")  # another becomes active, of experts that nothing was compared with
+            return publish
+
+        with sessions.begin() as session:
+            job_id = create_job(session, creation(hyperparameters=BRIEF)).id
+        replace(runner, handlers=lambda _: overtaken).run(job_id)
+
+        with sessions() as session:
+            row, now_active = find_job(session, job_id), active_release(session)
+            assert row.result is not None, row.error
+            made = find_release(session, int(row.result["release"].removeprefix("release-")))
+        assert (row.result["released"], row.result["activated"]) == (False, False)
+        assert "compared with the base model alone, another release became active" in row.result["because"]
+        assert now_active is not None
+        assert [column.version.expert_name for column in now_active.experts] == list(EXPERTS)
+        assert [column.version.expert_name for column in made.experts] == [*EXPERTS, "chess"]
+        assert made.evaluation is None
 
 
 class TestAnExpertThatHarms:

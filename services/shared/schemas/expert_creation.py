@@ -49,7 +49,10 @@ class ExpertCreationJobSpec(JobSpecBase):
         default=(), max_length=20, description="In the form wanted, for a teacher. Default: the gap's."
     )
     held_out_fraction: float = Field(
-        default=0.2, ge=0.05, le=0.5, description="Of the examples; the expert is judged on them and never sees them."
+        default=0.2,
+        ge=0.05,
+        le=0.5,
+        description="Of the examples, six at least; the expert is judged on them and never sees them.",
     )
     approval: bool = Field(
         default=False, description="Pause before the training, so that somebody may look at the data: then resume."

@@ -21,6 +21,7 @@ from services.trainer_worker.activation_gate import Candidate, Judgement
 from services.trainer_worker.demo.intervals import paired_difference, wilson
 from services.trainer_worker.evaluation.figures import Interval, difference
 from services.trainer_worker.expert_creation.documents import Documents
+from services.trainer_worker.expert_creation.preparation import LEAST_HELD_OUT
 from services.trainer_worker.expert_creation.reading import Reading, read_base, read_release
 
 _OWN: Final = "held out of the data"
@@ -80,11 +81,12 @@ def judge_newcomer(
         else read_release(base, trial.present, documents, should_stop)
     )
     after = read_release(base, trial.candidate, documents, should_stop)
-    own_B = documents.of_group(_OWN)
-    if not before.tokens_B[own_B].any():
+    # Those without a counted token say nothing, and nothing but them would be drawn now and then.
+    own_B = documents.of_group(_OWN) & (before.tokens_B > 0)
+    if own_B.sum() < LEAST_HELD_OUT:
         raise JobFailed(
-            f"None of the held-out examples has a completion within its first {max_length} tokens: give shorter ones, "
-            "or a longer max_length.",
+            f"Only {own_B.sum()} of the held-out examples have a completion within their first {max_length} tokens, "
+            f"and {LEAST_HELD_OUT} are needed: give more or shorter ones, or a longer max_length.",
             param="hyperparameters.max_length",
             code="nothing_to_judge",
         )

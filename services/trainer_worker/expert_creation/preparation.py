@@ -41,6 +41,8 @@ _SPARE: Final = 1.1
 """Of what a teacher is asked for, because some will not pass."""
 _LEAST_PROMPTS: Final = 10
 """With fewer, prompts say nothing, and examples that share one are told apart all the same."""
+LEAST_HELD_OUT: Final = 6
+"""Fewer prove nothing: that all of five improve happens by chance more often than one time in twenty (two-sided)."""
 _SEED: Final = 0
 _GROUP: Final = "examples"
 
@@ -170,12 +172,15 @@ def _refuse_too_few(spec: ExpertCreationJobSpec, wish: Wanted, examples: Sequenc
 
 
 def _split(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples; those with one prompt stay together. The same split for the same examples."""
+    """Training and held-out examples; those with one prompt stay together. The same split for the same examples.
+
+    Of few examples a larger share is held out, so that there is something to judge by.
+    """
     groups = [text_digest(prompt_of(example)) for example in examples]
     if len(set(groups)) < _LEAST_PROMPTS:
         groups = [text_digest(example.text) for example in examples]
     order = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    chosen = held_out_indices(len(order), fraction=fraction, seed=_SEED)
+    chosen = held_out_indices(len(order), fraction=max(fraction, LEAST_HELD_OUT / len(order)), seed=_SEED)
     is_held_out = [order[group] in chosen for group in groups]
     train = [example for example, out in zip(examples, is_held_out, strict=True) if not out]
     return train, [example for example, out in zip(examples, is_held_out, strict=True) if out]

@@ -386,6 +386,23 @@ class TestFailing:
         assert row.error["code"] == "too_few_examples"
         assert "Of 50 examples 1 can be used, and 20 are needed (dropped: 49 duplicate)" in row.error["message"]
 
+    def test_where_hardly_any_example_can_be_judged(
+        self, create: Create, release: ReleaseRow, upload: Callable[[str, str], str]
+    ) -> None:
+        items = DOMAINS["chess_notation"].generate(5, 32, "train")
+        # Most completions begin only beyond max_length.
+        far = [
+            replace(item, prompt=f"{' '.join(f'move {n}' for n in range(k, 200 + k))} {item.prompt}")
+            for k, item in enumerate(items[4:])
+        ]
+        brief = BRIEF.model_copy(update={"completion_only_loss": True})
+
+        row = create(training_files=(upload("far.jsonl", lines_of([*items[:4], *far])),), hyperparameters=brief)
+
+        assert row.error is not None, row.result
+        assert row.error["code"] == "nothing_to_judge"
+        assert "and 6 are needed" in row.error["message"]
+
 
 class TestOneAtATime:
     def test_a_second_job_for_a_gap_is_refused_until_the_first_has_ended(

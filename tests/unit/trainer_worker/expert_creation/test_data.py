@@ -18,6 +18,7 @@ from services.trainer_worker.expert_creation.demo_teacher import DemoTeacher
 from services.trainer_worker.expert_creation.generation import Generated, generate
 from services.trainer_worker.expert_creation.kept_examples import read_kept, write_examples
 from services.trainer_worker.expert_creation.near_duplicates import like_any, near_duplicates
+from services.trainer_worker.expert_creation.preparation import _split
 from services.trainer_worker.expert_creation.quality import without_outliers, without_repetitive
 
 REQUEST = DataRequest("anything", "any", ())
@@ -281,6 +282,13 @@ class TestKeptExamples:
 
         lines = (tmp_path / "kept.jsonl").read_text().splitlines()
         assert [json.loads(one) for one in lines] == [{"prompt": "a?", "completion": "b"}, {"text": "c"}]
+
+
+@pytest.mark.parametrize(("num", "fraction", "held_out"), [(20, 0.05, 6), (20, 0.5, 10), (200, 0.05, 10)])
+def test_enough_is_held_out_to_judge_by(num: int, fraction: float, held_out: int) -> None:
+    parts = _split([example(f"Question {number}?", " Yes.") for number in range(num)], fraction)
+
+    assert [len(part) for part in parts] == [num - held_out, held_out]
 
 
 def test_what_was_kept_says_nothing_of_what_was_dropped() -> None:

@@ -34,12 +34,22 @@ def register_expert(  # noqa: PLR0913
     source: Literal["imported", "trained"],
     job_id: str | None = None,
     metrics: Mapping[str, Any] | None = None,
+    must_be_new: bool = False,
 ) -> ExpertVersionRow:
-    """Add the next version of expert `name`; makes the expert if there is none and un-retires one that was retired."""
+    """Add the next version of expert `name`; makes the expert if there is none and un-retires one that was retired.
+
+    Conflict for a name that an expert has and that `must_be_new`.
+    """
     if name == BASE:
         raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
     _hold_expert(session, name=name, domain=domain, description=description)
     latest = session.scalar(select(func.max(ExpertVersionRow.version)).where(ExpertVersionRow.expert_name == name))
+    if must_be_new and latest is not None:
+        raise Conflict(
+            f"There is an expert {name!r} by now: choose another name; an expert's own makes a new version of it.",
+            param="name",
+            code="name_taken",
+        )
     version = ExpertVersionRow(
         expert_name=name,
         version=(latest or 0) + 1,

@@ -134,6 +134,7 @@ def _released(  # noqa: PLR0913, PLR0917
         source="trained",
         job_id=context.job_id,
         metrics=made.training["metrics"] | {"base_model": base.name},
+        must_be_new=spec.name is None,  # nobody meant an expert that has taken the gap's proposal meanwhile
     )
     release: Made = join_release(
         session,

@@ -23,7 +23,12 @@ REPORT = AdapterReport(
 
 
 def register(
-    session: Session, name: str, *, fingerprint: str = FINGERPRINT, domain: str | None = None
+    session: Session,
+    name: str,
+    *,
+    fingerprint: str = FINGERPRINT,
+    domain: str | None = None,
+    must_be_new: bool = False,
 ) -> ExpertVersionRow:
     return registry.register_expert(
         session,
@@ -34,6 +39,7 @@ def register(
         report=REPORT.model_copy(update={"base_fingerprint": fingerprint}),
         has_evidence=True,
         source="imported",
+        must_be_new=must_be_new,
     )
 
 
@@ -72,6 +78,16 @@ class TestExperts:
             versions = sorted(done.result() for done in [pool.submit(register_once) for _ in range(8)])
 
         assert versions == list(range(1, 9))
+
+    def test_a_name_that_must_be_new_takes_nobodys(self, sessions: sessionmaker[Session]) -> None:
+        with sessions.begin() as session:
+            assert register(session, "law_expert", must_be_new=True).version == 1
+
+        with pytest.raises(Conflict, match="'law_expert'"), sessions.begin() as session:
+            register(session, "law_expert", must_be_new=True)
+
+        with sessions() as session:
+            assert len(registry.find_expert(session, "law_expert").versions) == 1
 
     def test_an_unknown_name_is_answered_with_close_ones(self, sessions: sessionmaker[Session]) -> None:
         with sessions.begin() as session:

@@ -53,6 +53,7 @@ def validate_job(context: JobContext) -> None:
     _room_on_disk(context, spec)
     if isinstance(spec, ExpertJobSpec | ExpertCreationJobSpec):
         _machine(spec.hyperparameters)
+        _ranks_that_are_served(_ranks(spec), context.settings.expert_service.max_rank)
     files = {field: _found(context, field, file_id) for field, file_id in spec.named_files().items()}
     for field, (row, path) in files.items():
         context.enter(f"validating {field}")
@@ -65,16 +66,20 @@ def required_bytes(spec: JobSpecBase, shape: BaseShape | None) -> int:
     """Disk that a job needs until its end, rather too much than too little: `rank` on every linear layer."""
     if shape is None:
         return _LEAST_BYTES
-    match spec:
-        case ExpertJobSpec():
-            ranks = [spec.hyperparameters.rank]
-        case ExpertCreationJobSpec():
-            ranks = [one.rank for one in spec.trainings]
-        case _:
-            return _LEAST_BYTES
     # One checkpoint more than is kept: the oldest goes when the newest is there.
     per_parameter = (KEPT_CHECKPOINTS + 1) * _BYTES_PER_PARAMETER + _PUBLISHED_BYTES_PER_PARAMETER
-    return _LEAST_BYTES + sum(map(shape.num_lora_parameters, ranks)) * per_parameter
+    return _LEAST_BYTES + sum(map(shape.num_lora_parameters, _ranks(spec))) * per_parameter
+
+
+def _ranks(spec: JobSpecBase) -> list[int]:
+    """Of the adapters that a job trains."""
+    match spec:
+        case ExpertJobSpec():
+            return [spec.hyperparameters.rank]
+        case ExpertCreationJobSpec():
+            return [one.rank for one in spec.trainings]
+        case _:
+            return []
 
 
 def _specification(context: JobContext) -> JobSpecBase:
@@ -113,6 +118,17 @@ def _machine(hyperparameters: ExpertHyperparameters) -> None:
         from services.trainer_worker.training.hardware import refuse_what_is_missing
 
         refuse_what_is_missing(hyperparameters)
+
+
+def _ranks_that_are_served(ranks: list[int], limit: int) -> None:
+    """What is trained at a higher rank could not be published."""
+    if max(ranks) > limit:
+        raise JobFailed(
+            f"The job trains at rank {max(ranks)}, and adapters of rank {limit} at most are served "
+            "(expert_service.max_rank): choose a lower rank.",
+            param="hyperparameters.rank",
+            code="rank_too_high",
+        )
 
 
 def _room_on_disk(context: JobContext, spec: JobSpecBase) -> None:

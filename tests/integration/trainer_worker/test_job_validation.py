@@ -19,6 +19,7 @@ from services.shared.job_control import request_cancel, request_pause
 from services.shared.job_events import list_events
 from services.shared.jobs import create_job, find_job
 from services.shared.modeling.base_fingerprint import base_fingerprint
+from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.image_cooperation import DigitsImages, ImageCooperationJobSpec
 from services.shared.schemas.jobs import ExpertJobSpec
@@ -165,6 +166,21 @@ class TestRefuses:
         assert row.error["param"] == "hyperparameters.quantization"
         assert "queue 'gpu'" in row.error["message"]
         assert statuses(sessions, job_id) == ["queued", "validating", "failed"]
+
+    def test_a_rank_that_could_not_be_served(self, run: Run, upload: Upload, sessions: sessionmaker[Session]) -> None:
+        with sessions.begin() as session:
+            spec = ExpertCreationJobSpec(
+                name="sums",
+                training_files=(upload("sums.jsonl", GOOD),),
+                complex=True,
+                hyperparameters=ExpertHyperparameters(rank=256),
+            )
+            job_id = create_job(session, spec).id
+
+        row = run(job_id)
+
+        assert (row.error["code"], row.error["param"]) == ("rank_too_high", "hyperparameters.rank")
+        assert "rank 264" in row.error["message"]
 
     def test_a_specification_of_another_version(
         self, run: Run, submitted: Callable[..., str], upload: Upload, sessions: sessionmaker[Session]

@@ -176,4 +176,5 @@ def _content(received: bytes) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    return float(retry_after) if retry_after is not None and retry_after.isdigit() else None
+    # isdecimal: float knows no superscripts, which are digits too.
+    return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None

@@ -52,6 +52,11 @@ class TestAsking:
         assert text == "at last"
         assert len(endpoint.requests) == 3
 
+    @pytest.mark.parametrize("after", ["soon", "\u00b2", "-1", "1e400", "Wed, 21 Oct 2026 07:28:00 GMT"])
+    def test_a_retry_after_that_is_no_number_of_seconds_is_not_heard(self, after: str) -> None:
+        with serving(status(503, retry_after=after), answer("at last")) as endpoint:
+            assert teacher(endpoint.url).ask(REQUEST, count=5, number=0) == "at last"
+
     @pytest.mark.parametrize(
         "content", [b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"[" * 100_000, b"[]"]
     )

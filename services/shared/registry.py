@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from services.shared.database.rows import ExpertRow, ExpertVersionRow, ReleaseExpertRow, ReleaseRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
 from services.shared.release_evaluation import Evaluation
+from services.shared.schemas.job_spec import refuse_reserved
 from services.shared.schemas.sequences import AdapterReport
 from services.shared.vocabulary import BASE, MAX_NAME_LENGTH, VersionStatus
 
@@ -40,8 +41,7 @@ def register_expert(  # noqa: PLR0913
 
     Conflict for a name that an expert has and that `must_be_new`.
     """
-    if name == BASE:
-        raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+    refuse_reserved(name, domain)
     _hold_expert(session, name=name, domain=domain, description=description)
     latest = session.scalar(select(func.max(ExpertVersionRow.version)).where(ExpertVersionRow.expert_name == name))
     if must_be_new and latest is not None:

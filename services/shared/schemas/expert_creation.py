@@ -6,8 +6,8 @@ from pydantic import Field
 
 from services.shared.errors import InvalidRequest
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
-from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec, refuse_repeated
-from services.shared.vocabulary import BASE, DEMO_TEACHER_PREFIX, TEACHER_PATTERN, JobKind
+from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec, refuse_repeated, refuse_reserved
+from services.shared.vocabulary import DEMO_TEACHER_PREFIX, TEACHER_PATTERN, JobKind
 
 GapId = Annotated[str, Field(pattern=r"^gap-[0-9a-z-]{1,64}$")]
 TeacherName = Annotated[str, Field(pattern=rf"{TEACHER_PATTERN[:-1]}$|^{DEMO_TEACHER_PREFIX}[a-z0-9_]{{1,64}}$")]
@@ -99,8 +99,7 @@ class ExpertCreationJobSpec(JobSpecBase):
         refuse_repeated(training_files=self.training_files, search=self.search)
         if bool(self.training_files) == (self.teacher is not None):
             raise InvalidRequest("Name training_files or a teacher: one of them.", param="training_files")
-        if self.name == BASE:
-            raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+        refuse_reserved(self.name, self.domain)
         if self.gap is None and self.name is None:
             raise InvalidRequest("Without a gap the expert needs a name.", param="name")
         if self.gap is None and self.named_teacher() is not None and self.instructions is None:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.shared.errors import InvalidRequest
-from services.shared.vocabulary import BASE, NAME_PATTERN, JobKind, JobQueue
+from services.shared.vocabulary import BASE, NAME_PATTERN, UNKNOWN, JobKind, JobQueue
 
 ExpertName = Annotated[str, Field(pattern=NAME_PATTERN, json_schema_extra={"not": {"const": BASE}})]
 FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{32}$")]
@@ -75,6 +75,17 @@ class JobSpecBase(Spec):
 
     def check(self) -> None:
         """Raise InvalidRequest for fields that contradict each other."""
+
+
+def refuse_reserved(name: str | None, domain: str | None) -> None:
+    """Raise InvalidRequest for an expert that would be called what the base model is, or text that nobody knows."""
+    if name == BASE:
+        raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+    if (domain or name) in {BASE, UNKNOWN}:
+        raise InvalidRequest(
+            f"{domain or name!r} is what requests are told to be of that no expert knows: name another domain.",
+            param="domain",
+        )
 
 
 def refuse_repeated(**values: Sequence[object]) -> None:

@@ -13,8 +13,8 @@ from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
-from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec
-from services.shared.vocabulary import BASE, JobKind, JobStatus, RouterKind
+from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec, refuse_reserved
+from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 
 JobMetadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -52,8 +52,7 @@ class ExpertJobSpec(JobSpecBase):
 
     def check(self) -> None:
         """A name of its own, and a release if one is to be activated."""
-        if self.name == BASE:
-            raise InvalidRequest(f"{BASE!r} is the base model's own name: choose another.", param="name")
+        refuse_reserved(self.name, self.domain)
         if self.activate and not self.add_to_release:
             raise InvalidRequest("activate needs add_to_release: a release is what is activated.", param="activate")
         self.hyperparameters.refuse_without_gpu(self.queue)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from services.shared.errors import JobFailed
-from services.shared.vocabulary import UNKNOWN
+from services.shared.vocabulary import BASE, UNKNOWN
 
 MAX_SHOWN: Final = 5
 _LONGEST: Final = 40
@@ -37,7 +37,7 @@ def as_name(answer: str) -> str | None:
     """The answer's first line as the name of a domain, or None."""
     first = answer.strip().splitlines()[0] if answer.strip() else ""
     name = re.sub(r"[^a-z0-9]+", " ", first.lower()).strip()
-    is_name = 0 < len(name) <= _LONGEST and len(name.split()) <= 3 and name != UNKNOWN
+    is_name = 0 < len(name) <= _LONGEST and len(name.split()) <= 3 and name not in {BASE, UNKNOWN}
     return name if is_name else None
 
 

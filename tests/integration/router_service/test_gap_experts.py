@@ -112,6 +112,7 @@ class TestSubmission:
             ({"teacher": "big", "complex": True, "search": [8]}, 400, "search"),
             ({"teacher": "big", "search": [8, 8]}, 400, "search"),
             ({"teacher": "big", "name": "base"}, 400, "name"),
+            ({"teacher": "big", "domain": "unknown"}, 400, "domain"),
             (
                 {"teacher": "big", "queue": "cpu", "hyperparameters": {"quantization": "4bit"}},
                 400,

@@ -100,6 +100,13 @@ class TestExperts:
         with sessions.begin() as session, pytest.raises(InvalidRequest):
             register(session, "base")
 
+    @pytest.mark.parametrize(("name", "domain"), [("law", "unknown"), ("law", "base"), ("unknown", None)])
+    def test_no_domain_is_called_as_text_is_that_nobody_knows(
+        self, sessions: sessionmaker[Session], name: str, domain: str | None
+    ) -> None:
+        with pytest.raises(InvalidRequest, match="another domain"), sessions.begin() as session:
+            register(session, name, domain=domain)
+
     def test_a_retired_expert_is_not_offered_until_it_is_registered_again(
         self, sessions: sessionmaker[Session]
     ) -> None:

@@ -56,6 +56,7 @@ def test_without_prompts_nobody_is_asked() -> None:
         ("Board Games", "board games"),
         ("`recipes`", "recipes"),
         ("unknown", None),
+        ("Base", None),
         ("", None),
         ("\n\n", None),
         ("I am sorry, but I cannot say that", None),

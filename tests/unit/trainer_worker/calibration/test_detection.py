@@ -1,5 +1,7 @@
 """How well a number tells unknown text from known."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -41,3 +43,16 @@ def test_a_summary_has_the_mean_and_the_worst() -> None:
     found = summary({"a": Detection(0.9, 0.8, 1.0, 0.2), "b": Detection(0.7, 0.6, 0.8, 0.4)})
 
     assert (found["mean"], found["worst"], found["fpr_at_95"]) == pytest.approx((0.8, 0.7, 0.3))
+
+
+def test_of_very_many_requests_some_are_drawn() -> None:
+    rng = np.random.default_rng(0)
+    unknown_N, known_M = rng.normal(1.0, size=4_000), rng.normal(size=20_000)
+
+    tracemalloc.start()
+    found = detection(unknown_N, known_M)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert found.low < 0.7602 < found.high  # the normal distribution's share below 1 / sqrt(2)
+    assert peak_bytes < 8 * len(unknown_N) * len(known_M) / 2

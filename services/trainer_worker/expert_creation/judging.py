@@ -43,11 +43,6 @@ class Verdict:
     reasons: tuple[str, ...]
     by_exemplars: Judgement | None
 
-    @property
-    def is_good(self) -> bool:
-        """Helps and harms nobody."""
-        return not self.reasons
-
 
 @dataclass(frozen=True)
 class Trial:

@@ -113,7 +113,6 @@ class JobKind(StrEnum):
     GAP_ANALYSIS = "gap_analysis"
     CALIBRATION = "calibration"
     EXPERT_CREATION = "expert_creation"
-    TRACE_IMPORT = "trace_import"
 
 
 class JobQueue(StrEnum):

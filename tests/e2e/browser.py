@@ -1,5 +1,6 @@
 """Chromium for the tests of the web page, and a tab that keeps what went wrong in it."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,14 +77,18 @@ class Tab:
 
 
 @contextmanager
-def open_tab(browser: Browser, url: str, *, width: int = 1280, scheme: str = "light") -> Iterator[Tab]:
-    """A tab that shares nothing with others; what it complained of fails the test."""
+def open_tab(
+    browser: Browser, url: str, *, key: str | None = None, width: int = 1280, scheme: str = "light"
+) -> Iterator[Tab]:
+    """A tab that shares nothing with others; what it complained of fails the test. `key` was given in it before."""
     context = browser.new_context(
         viewport={"width": width, "height": 800},
         color_scheme="dark" if scheme == "dark" else "light",
         reduced_motion="reduce",
         accept_downloads=True,
     )
+    if key is not None:
+        context.add_init_script(f"sessionStorage.setItem('amoe-api-key', {json.dumps(key)})")
     tab = Tab(context.new_page(), url)
     yield tab
     context.close()

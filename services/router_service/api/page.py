@@ -7,7 +7,7 @@ from fastapi import FastAPI, Header, Response
 from services.router_service.page_files import PageFile, PageFiles
 from services.shared.errors import NotFound
 
-_PLOT_STYLES: Final[tuple[str, ...]] = ()
+_PLOT_STYLES: Final = ("+TfQir1nvDucAdvE6XUQBt4ayUjpAWkbw2kCdSfekHM=",)
 """Observable Plot puts these style sheets into its figures; no other inline style sheet is taken."""
 
 _POLICY: Final = "; ".join(

@@ -19,11 +19,13 @@ from services.router_service.schemas.registry import (
     Activation,
     IfActive,
     Release,
+    ReleaseGraph,
     ReleaseRequest,
     release_number,
 )
 from services.shared.database.rows import ReleaseRow
 from services.shared.errors import NotFound
+from services.shared.modeling.cooperation_graph import CooperationGraph
 from services.shared.registry import find_release, list_releases, set_evaluation
 from services.shared.release_activation import UNSET, Unset, activate_release, release_before, rollback_release
 from services.shared.release_evaluation import Evaluation, stored_evaluation
@@ -124,6 +126,24 @@ async def import_release(
     row = await importer.run(archive.file)
     await resources.catalog.try_refresh()
     return shown(row)
+
+
+@router.get("/{release_id}/graph")
+async def get_graph(release_id: str, resources: ResourcesDep) -> ReleaseGraph:
+    """The release's cooperation graph over its experts; 404 where it has none."""
+    row = await resources.transactions.run(find_release, numbered(release_id))
+    if row.graph_digest is None:
+        raise NotFound(f"{row.id} has no cooperation graph.", param="release", code="graph_not_found")
+    folder = resources.storage.artifact(row.graph_digest)
+    graph = await asyncio.to_thread(CooperationGraph.load, folder)
+    shown_graph = graph.over([column.version.expert_name for column in row.experts])
+    return ReleaseGraph(
+        release=row.id,
+        digest=row.graph_digest,
+        experts=list(shown_graph.experts),
+        adjacency=shown_graph.adjacency_EE.tolist(),
+        sparsity=shown_graph.sparsity,
+    )
 
 
 @router.put("/{release_id}/evaluation")

@@ -9,6 +9,11 @@ import { Playground } from "./views/playground.js";
 // The first view comes with the page; the others when they are asked for.
 const VIEWS = {
   playground: { title: "Playground", load: async () => Playground },
+  experts: { title: "Experts", load: async () => (await import("./views/experts.js")).Experts },
+  jobs: { title: "Jobs", load: async () => (await import("./views/jobs.js")).Jobs },
+  graph: { title: "Graph", load: async () => (await import("./views/graph.js")).Graph },
+  gaps: { title: "Gaps", load: async () => (await import("./views/gaps.js")).Gaps },
+  load: { title: "Load", load: async () => (await import("./views/load.js")).Load },
 };
 
 function App() {

@@ -14,6 +14,9 @@ export function figure(number) {
   return size >= 0.001 && size < 1e6 ? String(Number(number.toPrecision(size >= 1000 ? 5 : 3))) : number.toExponential(2);
 }
 
+/** Nats per token, all with as many digits so that columns can be compared. */
+export const loss = (nats) => (typeof nats === "number" ? nats.toFixed(3) : "–");
+
 export const signed = (number) => (number > 0 ? `+${figure(number)}` : figure(number));
 
 export function bytes(number) {

@@ -94,6 +94,19 @@ class Release(BaseModel):
     activated_at: datetime | None
 
 
+class ReleaseGraph(BaseModel):
+    """A release's cooperation graph."""
+
+    object: Literal["release.graph"] = "release.graph"
+    release: str
+    digest: str
+    experts: list[str] = Field(description="Of the release, in its order.")
+    adjacency: list[list[float]] = Field(
+        description="Row i, column j: how much of expert i's gate weight is added to j's; the diagonal is zero."
+    )
+    sparsity: float = Field(description="Share of exact zeros off the diagonal.")
+
+
 class ReleaseRequest(BaseModel):
     """A release to make; it is staged until it is activated."""
 

@@ -14,7 +14,6 @@ from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec, refuse_reserved
-from services.shared.schemas.trace_import import TraceImportJobSpec
 from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 
 JobMetadata = Annotated[
@@ -110,8 +109,7 @@ JobSpec = Annotated[
     | CooperationGraphJobSpec
     | CalibrationJobSpec
     | ImageCooperationJobSpec
-    | GapAnalysisJobSpec
-    | TraceImportJobSpec,
+    | GapAnalysisJobSpec,
     Field(discriminator="kind"),
 ]
 

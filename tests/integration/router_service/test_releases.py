@@ -4,12 +4,15 @@ import json
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from services.shared import job_lease, jobs
 from services.shared.config import RouterSettings
+from services.shared.modeling.cooperation_graph import CooperationGraph
 from services.shared.schemas.jobs import RouterJobSpec
+from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
 
 TEXTS = ("math", "code", "story")
@@ -224,6 +227,27 @@ class TestComparison:
         assert [told[part] for part in ("base_fingerprint", "router", "graph", "evaluation")] == [None] * 4
         assert told["experts"]["unchanged"] == list(TEXTS)
         assert client.get(f"/releases/{three_experts}/compare/release-99").status_code == 404
+
+
+class TestGraph:
+    def test_is_told_over_the_releases_experts_in_their_order(
+        self, three_experts: str, storage: Storage, client: httpx.Client
+    ) -> None:
+        adjacency_EE = np.array([[0.0, 0.25, 0.0], [0.0, 0.0, -0.5], [0.125, 0.0, 0.0]])
+        with storage.stage() as folder:
+            CooperationGraph(("code", "elsewhere", "math"), adjacency_EE).save(folder)
+            digest = storage.publish(folder)
+        release = client.post("/releases", json={"experts": ["math", "code"], "graph": digest}).json()["id"]
+
+        graph = client.get(f"/releases/{release}/graph").json()
+
+        assert (graph["release"], graph["digest"], graph["experts"]) == (release, digest, ["math", "code"])
+        assert (graph["adjacency"], graph["sparsity"]) == ([[0.0, 0.125], [0.0, 0.0]], 0.5)
+
+    def test_where_there_is_none_the_answer_says_so(self, three_experts: str, client: httpx.Client) -> None:
+        response = client.get(f"/releases/{three_experts}/graph")
+
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "graph_not_found")
 
 
 class TestInFlight:

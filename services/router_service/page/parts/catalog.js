@@ -11,7 +11,8 @@ export function useCatalog() {
     return { experts, releases };
   }, []);
   const experts = loaded.value?.experts ?? [];
-  const names = experts.map((expert) => expert.name);
+  // In the order of their coming, so that a newcomer changes no other's colour.
+  const names = [...experts].sort((a, b) => a.created_at.localeCompare(b.created_at) || a.name.localeCompare(b.name)).map((expert) => expert.name);
   const colours = useMemo(() => expertColours(names), [names.join()]);
   return { ...loaded, experts, releases: loaded.value?.releases ?? [], names, colours };
 }

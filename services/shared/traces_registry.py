@@ -74,9 +74,9 @@ def list_traces(
 
 def finish_trace(
     session: Session, *, job_id: str, digest: str, analysis_digest: str, description: Mapping[str, Any]
-) -> TraceRow | None:
+) -> TraceRow:
     """A job's trace is there: its artifact, that of its analysis, and what it says of itself (a TraceDescription as
-    JSON, whose `source` it is listed by). In the transaction that ends the job."""
+    JSON, whose `source` it is listed by). In the transaction that ends the job; NotFound if the job makes none."""
     finish = (
         update(TraceRow)
         .where(TraceRow.job_id == job_id)
@@ -88,7 +88,11 @@ def finish_trace(
             description=dict(description),
         )
     )
-    return session.scalar(finish.returning(TraceRow), execution_options={"populate_existing": True})
+    statement = finish.returning(TraceRow).execution_options(populate_existing=True)
+    row: TraceRow | None = session.scalar(statement)
+    if row is None:
+        raise NotFound(f"{job_id} makes no trace: submit it again.", param="trace", code="trace_not_found")
+    return row
 
 
 def delete_trace(session: Session, trace_id: str) -> None:

@@ -113,6 +113,7 @@ class JobKind(StrEnum):
     GAP_ANALYSIS = "gap_analysis"
     CALIBRATION = "calibration"
     EXPERT_CREATION = "expert_creation"
+    TRACE_IMPORT = "trace_import"
 
 
 class JobQueue(StrEnum):

@@ -1,6 +1,6 @@
 """The analysis of a trace, in memory and in a folder: `analysis.json`, and `layers/layer-NNNNN.json` for each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -15,6 +15,7 @@ from services.traces.statistics.over_layers import over_layers, with_q_values
 from services.traces.statistics.results import (
     AnalysisOptions,
     AnalysisOverview,
+    Cache,
     LayerAnalysis,
     LayerEstimate,
     LayerFigures,
@@ -80,6 +81,7 @@ def analyse(trace: LayeredChoices, *, options: AnalysisOptions | None = None) ->
             LayerAnalysis(layer=traced.layer, num_experts=traced.num_experts, top_k=traced.top_k, parts=parts)
         )
     layers = with_q_values(layers)
+    simulated = {part: cache.figure() for part, cache in caches.items() if not _is_all(part, sizes)}
     return TraceAnalysis(
         AnalysisOverview(
             description=description,
@@ -87,7 +89,7 @@ def analyse(trace: LayeredChoices, *, options: AnalysisOptions | None = None) ->
             layers=tuple(layer.layer for layer in layers),
             skipped=_skipped(description),
             parts={
-                part: size.overview(over_layers(layers, part), caches[part])
+                part: size.overview(over_layers(layers, part), simulated.get(part, simulated.get(Part.ALL)))
                 for part, size in sizes.items()
                 if size.num_tokens
             },
@@ -138,15 +140,20 @@ class _PartSize:
             tuple(np.bincount(choices.domains, lengths, num_domains).astype(int).tolist()),
         )
 
-    def overview(self, estimates: dict[str, tuple[LayerEstimate, ...]], cache: CacheTokens) -> PartOverview:
+    def overview(self, estimates: dict[str, tuple[LayerEstimate, ...]], cache: Cache | None) -> PartOverview:
         return PartOverview(
             num_sequences=sum(self.sequences_by_domain),
             num_tokens=self.num_tokens,
             sequences_by_domain=self.sequences_by_domain,
             tokens_by_domain=self.tokens_by_domain,
             over_layers=estimates,
-            cache=cache.figure(),
+            cache=cache,
         )
+
+
+def _is_all(part: Part, sizes: Mapping[Part, _PartSize]) -> bool:
+    """Whether a part has every token, so that nothing is different of it."""
+    return part is not Part.ALL and Part.ALL in sizes and sizes[part] == sizes[Part.ALL]
 
 
 def _skipped(description: TraceDescription) -> tuple[SkippedLayer, ...]:

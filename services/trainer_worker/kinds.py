@@ -30,6 +30,7 @@ _HANDLERS: Final[dict[JobKind, tuple[str, str]]] = {
     JobKind.COOPERATION_GRAPH: ("services.trainer_worker.cooperation_graph_job", "run_cooperation_graph_job"),
     JobKind.GAP_ANALYSIS: ("services.trainer_worker.gap_analysis.job", "run_gap_analysis_job"),
     JobKind.CALIBRATION: ("services.trainer_worker.calibration_job", "run_calibration_job"),
+    JobKind.TRACE_IMPORT: ("services.trainer_worker.trace_import_job", "run_trace_import_job"),
 }
 
 

@@ -14,6 +14,7 @@ from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec, refuse_reserved
+from services.shared.schemas.trace_import import TraceImportJobSpec
 from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 
 JobMetadata = Annotated[
@@ -109,7 +110,8 @@ JobSpec = Annotated[
     | CooperationGraphJobSpec
     | CalibrationJobSpec
     | ImageCooperationJobSpec
-    | GapAnalysisJobSpec,
+    | GapAnalysisJobSpec
+    | TraceImportJobSpec,
     Field(discriminator="kind"),
 ]
 

@@ -1,11 +1,13 @@
-"""An import: recordings of routing that others made, as a trace."""
+"""The specification of an import: recordings of routing that others made, as a trace."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from services.shared.schemas.job_spec import Spec
+from services.shared.schemas.job_spec import FileId, JobSpecBase, Spec, refuse_repeated
+from services.shared.vocabulary import JobKind
 
+TraceName = Annotated[str, Field(min_length=1, max_length=200)]
 Domain = Annotated[str, Field(min_length=1, max_length=200)]
 TraceFormat = Literal["llama.cpp", "token-json", "moe_routes", "fingerprint"]
 
@@ -42,3 +44,27 @@ class ImportOptions(Spec):
         max_length=256,
         description="llama.cpp: numbers of operations where the build has others, such as MUL_MAT_ID and ADD_ID.",
     )
+
+
+class TraceImportJobSpec(JobSpecBase):
+    """Make a trace of recordings that others made, and analyse it."""
+
+    files_are_text: ClassVar[bool] = False
+    uses_base_model: ClassVar[bool] = False
+
+    kind: Literal[JobKind.TRACE_IMPORT] = JobKind.TRACE_IMPORT
+    name: TraceName
+    files: tuple[FileId, ...] = Field(min_length=1, max_length=1000)
+    options: ImportOptions = ImportOptions()
+
+    def named_files(self) -> dict[str, str]:
+        """The recordings, archives among them."""
+        return {f"files.{number}": file_id for number, file_id in enumerate(self.files)}
+
+    def named_trace(self) -> str:
+        """What is made."""
+        return self.name
+
+    def check(self) -> None:
+        """Each file once."""
+        refuse_repeated(files=self.files)

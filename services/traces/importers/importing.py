@@ -1,6 +1,6 @@
 """Files of any known format, as a trace."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ def import_trace(files: Sequence[SourceFile], folder: Path, *, scratch: Path, re
     """
     findings: list[Finding] = []
     members = unpack(files, scratch, reading, findings)
+    _refuse_same_names(members)
     summary = read_summary(members, reading)
     reading = replace(reading, domains=summary.domains)
     buffers = [file for file in members if buffer_timeline.detect(file, reading)]
@@ -45,6 +46,17 @@ def import_trace(files: Sequence[SourceFile], folder: Path, *, scratch: Path, re
             (folder / BUFFERS).write_text(write_buffers(runs), encoding="utf-8")
         return writer.finish(
             num_experts=intake.layers, findings=findings, model=intake.model, num_files=len(own), buffers=len(buffers)
+        )
+
+
+def _refuse_same_names(files: Sequence[SourceFile]) -> None:
+    counts = Counter(file.name for file in files)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise InvalidTrace(
+            f"There are two files {twice[0][:200]!r}: pack them into one archive with their folders, which also tell "
+            "their domains (domain-1-code/…).",
+            param="files",
         )
 
 

@@ -2,16 +2,20 @@
 
 From a domain of n sequences n - 1 are drawn with replacement (Rao and Wu 1988, doi:10.1080/01621459.1988.10478591):
 the variance of a mean is then that of the sample without the factor (n - 1) / n, which matters where a domain has few.
-Percentiles are those of Student's t in place of the normal's (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
+Percentiles are those of Student's t in place of the normal's (Hesterberg 2015, doi:10.1080/00031305.2015.1089789). With
+fewer than five sequences there is no interval: their draws are hardly more than themselves.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, stats
 
 from services.traces.statistics.estimate import Bounds
+
+_LEAST_DEGREES: Final = 4
 
 Floats = NDArray[np.float64]
 
@@ -104,7 +108,7 @@ class Resamples:
 
     @staticmethod
     def _percentiles(draws: Floats, degrees: int) -> tuple[Floats, Floats]:
-        if degrees < 1:
+        if degrees < _LEAST_DEGREES:
             nothing = np.full(draws.shape[1:], np.nan)
             return nothing, nothing
         tail = 100 * float(stats.norm.cdf(stats.t.ppf(0.025, degrees)))

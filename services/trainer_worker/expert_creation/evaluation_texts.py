@@ -25,6 +25,8 @@ def evaluation_texts(context: JobContext, tokenizer: Tokenizer) -> dict[str, lis
     texts: dict[str, list[str]] = {}
     room = _MOST_TEXTS
     for file_id in dict.fromkeys(file_id for spec in specs for file_id in _held_out(spec)):
+        if not room:
+            break
         context.stop_if_asked()
         try:
             examples = examples_of(context, file_id, tokenizer)

@@ -22,7 +22,7 @@ QUICK = AnalysisOptions(
 def written(folder: Path, layers: list[LayerChoices], *, findings: tuple[Finding, ...] = ()) -> Trace:
     """The first tokens of each sequence are prompt; a padding token with an expert of its own is before them."""
     folder.mkdir()
-    domains = ("code", "math", "prose")
+    domains = ("code", "math", "prose", "law", "verse")
     with TraceWriter(folder, source=TraceSource.NATIVE) as writer:
         for sequence, domain in enumerate(layers[0].domains.tolist()):
             writer.add_sequence(domains[domain], f"{domains[domain]}-{sequence}")
@@ -115,7 +115,7 @@ class TestAnalyse:
             assert rates[-1] == pytest.approx(1 - (cache.compulsory_misses or 0.0), abs=1e-5)
 
     def test_one_prompt_a_domain_is_no_test_of_domains(self, tmp_path: Path) -> None:
-        layer = planted(domains=np.arange(3), num_tokens=60, seed=4, top_k=2, preference=0.3)
+        layer = planted(domains=np.arange(5), num_tokens=60, seed=4, top_k=2, preference=0.3)
         figures = analyse(written(tmp_path / "trace", [layer]), options=QUICK).layers[0].parts[Part.ALL]
 
         assert figures.independence is not None

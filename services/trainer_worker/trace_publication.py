@@ -13,6 +13,7 @@ from services.shared.job_events import EventLevel
 from services.shared.traces_registry import finish_trace
 from services.traces.analysis import analyse, write_analysis
 from services.traces.description import Finding, Severity, TraceDescription
+from services.traces.report.writing import write_report
 from services.traces.table import Trace
 from services.trainer_worker.job_context import JobContext
 
@@ -26,7 +27,9 @@ def published_trace(context: JobContext, folder: Path) -> Callable[[Session], di
         _note(context, finding)
     context.enter("analysing")
     with context.storage.stage() as staged:
-        write_analysis(analyse(trace), staged)
+        analysis = analyse(trace)
+        write_analysis(analysis, staged)
+        write_report(analysis, staged, title=f"Routing in {context.spec['name']}")
         context.enter("publishing the trace")
         analysis_digest = context.storage.publish(staged)
     digest = context.storage.publish(folder)

@@ -50,7 +50,7 @@ def draw_association(estimates: Sequence[LayerEstimate]) -> Axes:
     if np.isfinite(corrected).any():
         ends = ([each.estimate.low for each in estimates], [each.estimate.high for each in estimates])
         _whiskers(axes, layers, corrected, ends, "less what so few prompts add", colour=CATEGORICAL[5])
-    _by_layer(axes, "association of domain and expert (Cramér's V)")
+    _by_layer(axes, "Cramér's V, domain × expert")
     axes.set_ylim(bottom=0)
     return axes
 

@@ -4,7 +4,16 @@ import { useEffect, useState } from "./html.js";
 /** `#/jobs/job-1?kind=expert` as {parts: ["jobs", "job-1"], query: URLSearchParams}. */
 function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  return { parts: path.split("/").filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query) };
+  return { parts: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query) };
+}
+
+/** An address that somebody has cut short may end within an escape. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 /** The address of a view. */

@@ -29,7 +29,7 @@ def published_trace(context: JobContext, folder: Path) -> Callable[[Session], di
     with context.storage.stage() as staged:
         analysis = analyse(trace)
         write_analysis(analysis, staged)
-        write_report(analysis, staged, title=f"Routing in {context.spec['name']}")
+        write_report(analysis, staged, title=_title(context, trace.description))
         context.enter("publishing the trace")
         analysis_digest = context.storage.publish(staged)
     digest = context.storage.publish(folder)
@@ -45,6 +45,10 @@ def published_trace(context: JobContext, folder: Path) -> Callable[[Session], di
         return {"trace": row.id} | _told(trace.description)
 
     return publish
+
+
+def _title(context: JobContext, description: TraceDescription) -> str:
+    return f"Routing in {context.spec.get('name') or description.model or 'a model'}"
 
 
 def _note(context: JobContext, finding: Finding) -> None:

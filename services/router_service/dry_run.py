@@ -24,6 +24,7 @@ from services.shared.schemas.gap_analysis import DAY_S, GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import ExpertJobSpec, RouterJobSpec
+from services.shared.schemas.trace import NUM_TRACE_DOMAINS, TraceJobSpec, TracePrompt
 from services.shared.training_plan import StepPlan, block_sizes, held_out_indices
 from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 
@@ -53,6 +54,7 @@ class Ground:
     num_pictures: int | None = None
     num_experts: int = 0
     tap_layer: int | None = None
+    trace_prompts: Sequence[TracePrompt] = ()
     num_processes: int = 1
 
     def within_context(self, max_length: int) -> int:
@@ -82,7 +84,7 @@ def dry_run(spec: JobSpecBase, surveys: Mapping[str, Survey], ground: Ground) ->
             report = _evaluation(report, spec, surveys, ground)
         case GapAnalysisJobSpec():
             report = report.model_copy(update={"plan": _gap_plan(spec)})
-        case CooperationGraphJobSpec() | CalibrationJobSpec():
+        case CooperationGraphJobSpec() | CalibrationJobSpec() | TraceJobSpec():
             report = report.model_copy(update=_counts(spec, ground))
     if report.estimate is None and not isinstance(spec, ExpertJobSpec):
         report = report.model_copy(update={"estimate": estimate_from(ground.recorded, work_of(spec))})
@@ -237,6 +239,22 @@ def _gap_plan(spec: GapAnalysisJobSpec) -> str:
     )
 
 
+def _trace(spec: TraceJobSpec, ground: Ground) -> dict[str, object]:
+    prompts = ground.trace_prompts
+    if prompts:
+        num_tokens = sum(spec.max_tokens or prompt.n_predict for prompt in prompts)
+        asked = f"{len(prompts)} prompts of its own (domains: {len({prompt.domain for prompt in prompts})})"
+    else:
+        num_tokens = round(work_of(spec))
+        asked = f"{spec.prompts_per_domain} prompts of each of {NUM_TRACE_DOMAINS} domains that come with the project"
+    whose = spec.model or spec.release or "the active release"
+    plan = (
+        f"Asks {whose} {asked}. At most {num_tokens} tokens are generated; which experts each token went through "
+        "becomes a trace and its analysis."
+    )
+    return {"plan": plan, "num_tokens": num_tokens}
+
+
 def _image_experiment(report: DryRun, spec: ImageCooperationJobSpec, ground: Ground) -> DryRun:
     epochs = f"{spec.num_epochs} epochs, {spec.batch_size} pictures at a step"
     if ground.num_pictures is None:
@@ -248,7 +266,9 @@ def _image_experiment(report: DryRun, spec: ImageCooperationJobSpec, ground: Gro
     return report.model_copy(update={"plan": plan, "num_steps": num_steps, "num_epochs": float(spec.num_epochs)})
 
 
-def _counts(spec: CooperationGraphJobSpec | CalibrationJobSpec, ground: Ground) -> dict[str, object]:
+def _counts(spec: CooperationGraphJobSpec | CalibrationJobSpec | TraceJobSpec, ground: Ground) -> dict[str, object]:
+    if isinstance(spec, TraceJobSpec):
+        return _trace(spec, ground)
     if isinstance(spec, CalibrationJobSpec):
         plan = "Reads every document under the base model, its own expert, the mixture and the mixture without it."
         return {"plan": plan, "num_tokens": round(work_of(spec))}

@@ -1,7 +1,7 @@
 """From a job's specification to a queued row and a message: checked first, committed, then announced."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,12 +28,14 @@ from services.shared.schemas.image_cooperation import DigitsImages, ImageCoopera
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import RouterJobSpec
 from services.shared.schemas.sequences import BaseModelInfo
+from services.shared.schemas.trace import TraceJobSpec, TracePrompt, read_prompts_file
 from services.shared.storage import Storage
 from services.shared.telemetry import get_logger
 from services.shared.tokenizer import Tokenizer
 from services.shared.traces_registry import create_trace
 from services.shared.training_text import count_examples, iterate_examples
 from services.shared.vocabulary import model_name
+from services.traces.traced_models import model_folder
 
 log = get_logger(__name__)
 
@@ -59,6 +61,7 @@ class JobSubmission:
         self._tap_layer = settings.router.tap_layer
         self._num_processes = settings.trainer.num_processes
         self._teachers = sorted(settings.teachers)
+        self._traced_models = settings.trainer.traced_models
         self._hosted_base = hosted_base
         self._max_unfinished = settings.router_service.max_unfinished_jobs
 
@@ -75,6 +78,7 @@ class JobSubmission:
         files = await self._transactions.run(_check_spec, spec)
         for field, row in files.items():
             await asyncio.to_thread(self._read_through, field, row, is_text=spec.files_are_text)
+        await asyncio.to_thread(self._trace_prompts, spec)
         default_queue = self._queue.conf.task_default_queue
         hosted = self._hosted_base()
         job = await self._transactions.run(
@@ -127,6 +131,7 @@ class JobSubmission:
             num_experts=await self._transactions.run(_num_experts, spec),
             tap_layer=self._tap_layer,
             num_processes=self._num_processes,
+            trace_prompts=await asyncio.to_thread(self._trace_prompts, spec),
         )
         return await asyncio.to_thread(dry_run, spec, surveys, ground)
 
@@ -140,6 +145,16 @@ class JobSubmission:
                 param="teacher",
                 code="teacher_not_found",
             )
+
+    def _trace_prompts(self, spec: JobSpecBase) -> Sequence[TracePrompt]:
+        """What a trace asks, as far as it is known before a worker looks at the release; its model is there."""
+        if not isinstance(spec, TraceJobSpec):
+            return ()
+        if spec.model is not None:
+            model_folder(self._traced_models, spec.model)
+        if spec.prompts_file is not None:
+            return read_prompts_file(self._storage.upload(spec.prompts_file)).prompts
+        return spec.prompts or ()
 
     def _num_pictures(self, spec: JobSpecBase, files: Mapping[str, FileRow]) -> int | None:
         """What an image job is trained on; None where that cannot be counted here."""

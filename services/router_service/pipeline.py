@@ -20,7 +20,7 @@ from services.router_service.generation_request import FieldNames, GenerationReq
 from services.router_service.integration.composed_answer import Opening, Parts
 from services.router_service.integration.modes import MODES, Mode, mode_of
 from services.router_service.metrics import Metrics
-from services.router_service.planning import choose_candidates, plan_base, plan_fixed
+from services.router_service.planning import plan_base, plan_fixed
 from services.router_service.prompt_measurement import PromptMeasurement
 from services.router_service.replicas import Replicas
 from services.router_service.request_limits import check_limits
@@ -30,6 +30,7 @@ from services.router_service.scoring import PromptReader, PromptScores, routed_p
 from services.router_service.token_confidence import TokenConfidence
 from services.shared.config import RouterServiceSettings
 from services.shared.errors import AmoeError, PromptTooLong
+from services.shared.modeling.candidates import choose_candidates
 from services.shared.schemas.sampling import SamplingParameters
 from services.shared.schemas.sequences import FinishedEvent, RoutingPlan, SequenceRequest
 from services.shared.vocabulary import BASE, FinishReason, PlanMode

@@ -5,7 +5,7 @@ well the text fits a domain that somebody was trained on. It is low for text tha
 however well it does so, and it is no probability that an answer is right.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -20,8 +20,6 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE_TOKENS: Final = 16
 """The prompt's end decides what comes next; its beginning may be of another domain."""
-_LEAST_PEAK: Final = 0.01
-_FEWEST_CANDIDATES: Final = 4
 
 
 def plan_base(release: str | None) -> RoutingPlan:
@@ -50,21 +48,6 @@ def plan_fixed(
         candidates=tuple(weights),
         weights=dict(weights),
     )
-
-
-def choose_candidates(columns: Sequence[str], scores_TC: Floats, max_candidates: int) -> tuple[str, ...]:
-    """The experts that score highest at any prompt token, best first, `max_candidates` at most.
-
-    Where not all can be candidates, those that the prompt never hears of are none either, but for a few that the answer
-    may turn to: a plan holds a slot for each of its candidates, and other requests wait for that slot.
-    """
-    experts = columns[:-1]
-    peaks_E = scores_TC[:, :-1].max(axis=0)
-    ranked = np.argsort(-peaks_E, kind="stable")
-    if len(experts) > max_candidates:
-        num_heard = int((peaks_E >= _LEAST_PEAK).sum())
-        ranked = ranked[: min(max_candidates, max(num_heard, _FEWEST_CANDIDATES))]
-    return tuple(experts[index] for index in ranked)
 
 
 def confidence_of(scores_TC: Floats) -> float:

@@ -23,6 +23,7 @@ from services.shared.schemas.expert_creation import ExpertCreationJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import JobSpecBase
 from services.shared.schemas.jobs import JobSpec, RouterJobSpec
+from services.shared.schemas.trace import DEFAULT_TRACE_TOKENS, NUM_TRACE_DOMAINS, TraceJobSpec
 from services.shared.vocabulary import JobStatus
 
 _MOST_JOBS: Final = 5
@@ -54,17 +55,22 @@ def work_of(spec: JobSpecBase) -> float:
             return _graph_tokens(spec)
         case ImageCooperationJobSpec():
             return spec.num_epochs * spec.top_k
-        case CalibrationJobSpec():
-            return float(_READ_BY_A_CALIBRATION * _calibration_tokens(spec))
+        case CalibrationJobSpec() | TraceJobSpec():
+            return float(_num_tokens(spec))
         case ExpertCreationJobSpec():
             return float(len(spec.trainings))
         case _:
             return 1.0
 
 
-def _calibration_tokens(spec: CalibrationJobSpec) -> int:
-    """Of all documents, at most; each is read four times. The base model writes as much as a domain has."""
-    return (len(spec.held_out) + 1) * spec.max_documents * spec.max_tokens
+def _num_tokens(spec: CalibrationJobSpec | TraceJobSpec) -> int:
+    """At most. The base model writes as much as a domain of a calibration has; uploaded prompts of a trace are taken to
+    be as many as those that come with the project."""
+    if isinstance(spec, CalibrationJobSpec):
+        return _READ_BY_A_CALIBRATION * (len(spec.held_out) + 1) * spec.max_documents * spec.max_tokens
+    if spec.prompts is None:
+        return NUM_TRACE_DOMAINS * spec.prompts_per_domain * (spec.max_tokens or DEFAULT_TRACE_TOKENS)
+    return sum(spec.max_tokens or prompt.n_predict for prompt in spec.prompts)
 
 
 def graph_steps(spec: CooperationGraphJobSpec) -> int:
@@ -145,6 +151,8 @@ def _pace(spec: JobSpecBase) -> Any:
             return set(spec.peers), bool(spec.tap_layers), *trainings
         case RouterJobSpec():
             return spec.router, spec.settings.get("tap_layer")
+        case TraceJobSpec():
+            return spec.model, spec.release, spec.batch_size, spec.prompts_file
         case ExpertCreationJobSpec():
             # How many examples there are is in the files.
             return spec.teacher, spec.num_examples, spec.training_files, spec.hyperparameters

@@ -247,6 +247,11 @@ class TrainerSettings(Section):
         description="Processes, one a GPU, that train one expert together, started with `accelerate launch`.",
     )
     celery_queue: str = Field(default="cpu", description="Queue that jobs are sent to and this worker takes from.")
+    traced_models: Path | None = Field(
+        default=None,
+        description="When set, jobs of kind trace may load native mixture-of-experts models from folders below it; "
+        "else they trace our own mixture only. Router service and worker must see the same folder.",
+    )
 
 
 def _compiles(pattern: str) -> str:

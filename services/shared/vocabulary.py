@@ -114,6 +114,7 @@ class JobKind(StrEnum):
     CALIBRATION = "calibration"
     EXPERT_CREATION = "expert_creation"
     TRACE_IMPORT = "trace_import"
+    TRACE = "trace"
 
 
 class JobQueue(StrEnum):

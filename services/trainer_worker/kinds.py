@@ -31,6 +31,7 @@ _HANDLERS: Final[dict[JobKind, tuple[str, str]]] = {
     JobKind.GAP_ANALYSIS: ("services.trainer_worker.gap_analysis.job", "run_gap_analysis_job"),
     JobKind.CALIBRATION: ("services.trainer_worker.calibration_job", "run_calibration_job"),
     JobKind.TRACE_IMPORT: ("services.trainer_worker.trace_import_job", "run_trace_import_job"),
+    JobKind.TRACE: ("services.trainer_worker.tracing.job", "run_trace_job"),
 }
 
 

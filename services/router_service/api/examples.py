@@ -111,6 +111,10 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
         "summary": "Look for gaps among the requests of the last day",
         "value": {"kind": "gap_analysis", "window_s": 86400, "min_cluster_size": 8},
     },
+    "trace": {
+        "summary": "Which experts every token goes through, over five domains, also in the requirements' layout",
+        "value": {"kind": "trace", "prompts_per_domain": 8, "max_tokens": 100, "layout": "directory"},
+    },
     "images": {
         "summary": "Image experts with a cooperation graph, on the built-in digits",
         "value": {"kind": "image_cooperation", "setting": "published", "num_epochs": 10, "top_k": 2, "l1": 0.1},

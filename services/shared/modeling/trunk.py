@@ -27,10 +27,11 @@ class _TapReached(Exception):
 
 
 @torch.no_grad()
-def trunk_states(model: nn.Module, token_ids_BT: Tensor, tap_layer: int) -> Tensor:
+def trunk_states(model: nn.Module, token_ids_BT: Tensor, tap_layer: int, **arguments: Any) -> Tensor:
     """states_BTD after the first `tap_layer` layers of the model's own forward, which stops there. 0: the embeddings.
 
-    Raises InvalidRequest when the model has fewer layers.
+    `arguments` are those of the forward pass, such as a cache of the trunk's own, beside the token ids. Raises
+    InvalidRequest when the model has fewer layers.
     """
     _, stack = decoder_stack(model)
     if not 0 <= tap_layer < len(stack):
@@ -41,7 +42,7 @@ def trunk_states(model: nn.Module, token_ids_BT: Tensor, tap_layer: int) -> Tens
 
     handle = stack[tap_layer].register_forward_pre_hook(leave, with_kwargs=True)
     try:
-        model(input_ids=token_ids_BT, use_cache=False)
+        model(**({"use_cache": False} | arguments), input_ids=token_ids_BT)
     except _TapReached as tap:
         return tap.states_BTD
     finally:

@@ -14,6 +14,7 @@ from services.shared.schemas.expert_hyperparameters import ExpertHyperparameters
 from services.shared.schemas.gap_analysis import GapAnalysisJobSpec
 from services.shared.schemas.image_cooperation import ImageCooperationJobSpec
 from services.shared.schemas.job_spec import ExpertName, FileId, JobSpecBase, Spec, refuse_reserved
+from services.shared.schemas.trace import TraceJobSpec
 from services.shared.schemas.trace_import import TraceImportJobSpec
 from services.shared.vocabulary import JobKind, JobStatus, RouterKind
 
@@ -111,6 +112,7 @@ JobSpec = Annotated[
     | CalibrationJobSpec
     | ImageCooperationJobSpec
     | GapAnalysisJobSpec
+    | TraceJobSpec
     | TraceImportJobSpec,
     Field(discriminator="kind"),
 ]

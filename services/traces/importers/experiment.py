@@ -18,10 +18,12 @@ _KNOWN: Final = re.compile(
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary.json` tells: domains by folder, where it names any, and the model."""
+    """What `summary.json` tells: domains by folder, where it names any, the model, and how many experts it has."""
 
     domains: Mapping[str, str]
     model: str | None
+    num_experts: int | None = None
+    top_k: int | None = None
 
 
 def read_summary(files: Sequence[SourceFile], reading: Reading) -> Summary:
@@ -31,8 +33,17 @@ def read_summary(files: Sequence[SourceFile], reading: Reading) -> Summary:
             summary = parse(file.text(reading.limits.max_json_bytes), file.name)
             if isinstance(summary, dict):
                 model = summary.get("model")
-                return Summary(_domains(summary), model[:_LONGEST] if isinstance(model, str) else None)
+                return Summary(
+                    domains=_domains(summary),
+                    model=model[:_LONGEST] if isinstance(model, str) else None,
+                    num_experts=_count(summary.get("num_experts"), below=2**16),
+                    top_k=_count(summary.get("top_k"), below=2**8),
+                )
     return Summary({}, None)
+
+
+def _count(told: Any, *, below: int) -> int | None:
+    return told if type(told) is int and 0 < told < below else None
 
 
 def holds_no_choices(file: SourceFile) -> bool:

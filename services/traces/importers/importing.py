@@ -34,6 +34,7 @@ def import_trace(files: Sequence[SourceFile], folder: Path, *, scratch: Path, re
     with TraceWriter(folder, source=chosen.source) as writer:
         intake = Intake(writer, reading)
         intake.model = intake.model or summary.model
+        intake.told(num_experts=summary.num_experts, top_k=summary.top_k)
         findings += chosen.read(own, intake, reading)
         if not intake.layers:
             raise InvalidTrace(

@@ -75,7 +75,7 @@ def write_passes(recordings: Sequence[Recording], intake: Intake) -> list[Findin
     kept = _without_warm_up(all_selections, intake, findings)
     for selections in kept:
         _write(selections, intake)
-    if any((selections.chosen["phase"] == Phase.PROMPT).any() for selections in kept):
+    if any(_num_prompt_passes(selections) == 1 for selections in kept):
         findings.append(
             Finding(
                 code="first_token_of_prompt",
@@ -85,6 +85,11 @@ def write_passes(recordings: Sequence[Recording], intake: Intake) -> list[Findin
             )
         )
     return findings
+
+
+def _num_prompt_passes(selections: _Selections) -> int:
+    """A prompt of several was read token by token."""
+    return len(np.unique(selections.number[selections.chosen["phase"] == Phase.PROMPT]))
 
 
 def _select(recording: Recording, findings: list[Finding]) -> _Selections:

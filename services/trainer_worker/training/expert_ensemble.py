@@ -1,11 +1,12 @@
 """A base model with experts side by side, mixed by given weights: what routers are trained and judged on."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.shared.modeling.adapter_files import read_adapter
 from services.shared.modeling.base_model import LoadedBase
@@ -55,11 +56,42 @@ class ExpertEnsemble:
         weights_NE = weights_BTE.reshape(-1, weights_BTE.shape[-1]).to(device=device, dtype=self.base.dtype)
         slots: Sequence[int] = range(len(self.experts))
         if only_speaking:
-            slots = weights_NE.any(dim=0).nonzero().flatten().tolist()
-            weights_NE = weights_NE[:, slots]
+            weights_NE, slots = _speaking(weights_NE)
         with self._mixture.gates(weights_NE, slots):
             logits_BTV: Tensor = self.base.model(input_ids=token_ids_BT, use_cache=False).logits
         return logits_BTV
+
+    @contextmanager
+    def weighing(self, weigh: Callable[[Mapping[str, Any]], Tensor]) -> Iterator[None]:
+        """Inside, the base model's every pass is the mixture's, also those that its `generate` makes: under the
+        weights_BTE that `weigh` says for the arguments of the pass. What passes `weigh` makes are the base model's."""
+        is_deciding = False
+        with ExitStack() as in_pass, ExitStack() as hooks:
+
+            def before(_model: nn.Module, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+                nonlocal is_deciding
+                if is_deciding:
+                    return
+                is_deciding = True
+                try:
+                    weights_BTE = weigh(arguments).to(device=self.base.device, dtype=self.base.dtype)
+                finally:
+                    is_deciding = False
+                in_pass.enter_context(self._mixture.gates(*_speaking(weights_BTE.flatten(0, 1))))
+
+            def after(_model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+                in_pass.close()
+
+            model: nn.Module = self.base.model
+            hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(model.register_forward_hook(after).remove)
+            yield
+
+
+def _speaking(weights_NE: Tensor) -> tuple[Tensor, list[int]]:
+    """The columns that are not all 0, and which they are."""
+    slots: list[int] = weights_NE.any(dim=0).nonzero().flatten().tolist()
+    return weights_NE[:, slots], slots
 
 
 def next_token_nats(logits_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ def complete_gaps(context: typer.Context, incomplete: str) -> list[Offer]:
     return _offer(context, "/gaps?limit=100", "expert_name", incomplete)
 
 
+def complete_traces(context: typer.Context, incomplete: str) -> list[Offer]:
+    """Ids of the newest traces."""
+    return _offer(context, "/traces?limit=100", "name", incomplete)
+
+
 def _offer(context: typer.Context, path: str, word: str, incomplete: str) -> list[Offer]:
     try:
         return [offer for offer in _known(context, path, word) if offer[0].startswith(incomplete)]

@@ -8,6 +8,7 @@ from services.command_line.generate_command import generate
 from services.command_line.job_commands import jobs_app
 from services.command_line.release_commands import releases_app
 from services.command_line.storage_commands import storage_app
+from services.command_line.trace_commands import traces_app
 from services.local_stack.cli import app
 
 __all__ = ["app"]
@@ -20,3 +21,4 @@ app.add_typer(files_app, name="files")
 app.add_typer(gaps_app, name="gaps")
 app.add_typer(releases_app, name="releases")
 app.add_typer(storage_app, name="storage")
+app.add_typer(traces_app, name="traces")

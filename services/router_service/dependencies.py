@@ -12,6 +12,7 @@ from services.router_service.file_store import FileStore
 from services.router_service.fine_tuned_models import FineTunedModels
 from services.router_service.hub_datasets import HubDatasets
 from services.router_service.job_submission import JobSubmission
+from services.router_service.live_analysis import LiveAnalyses
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
@@ -46,6 +47,7 @@ class Resources:
     pins: Pins
     queue: Celery
     submission: JobSubmission
+    live_analyses: LiveAnalyses
 
 
 def _resources(request: Request) -> Resources:

@@ -3,16 +3,20 @@
 import asyncio
 import uuid
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Text, and_, cast, or_, select
 from sqlalchemy.orm import Session
 
 from services.router_service.transactions import Transactions, plain_text
-from services.router_service.uploads import Source, Written, safe_filename, write_upload
+from services.router_service.uploads import Source, Written, safe_filename, safe_path, write_upload
 from services.shared.database.rows import FileRow, JobRow
 from services.shared.errors import Conflict, InvalidRequest, NotFound
 from services.shared.storage import Storage
 from services.shared.vocabulary import FINAL_JOB_STATUSES
+
+TRACE_PURPOSE: Final = "trace"
+"""Recordings of routing: they are deleted with their trace."""
 
 
 class FileStore:
@@ -23,16 +27,21 @@ class FileStore:
         self._storage = storage
         self._max_bytes = max_bytes
 
-    async def add(self, content: Source, *, filename: str | None, purpose: str) -> FileRow:
-        """Keep an upload; nothing is left of one that is empty, too large or cannot be recorded."""
+    async def add(
+        self, content: Source, *, filename: str | None, purpose: str, max_bytes: int | None = None
+    ) -> FileRow:
+        """Keep an upload; nothing is left of one that is empty, too large or cannot be recorded. `max_bytes` where it
+        is not the setting for all files; the name keeps its folders where it is a trace's, which tell its domain."""
         file_id = f"file-{uuid.uuid4().hex}"
         target = self._storage.upload(file_id)
-        written = await asyncio.to_thread(write_upload, content, target, max_bytes=self._max_bytes, what="The file")
+        limit = max_bytes or self._max_bytes
+        written = await asyncio.to_thread(write_upload, content, target, max_bytes=limit, what="The file")
+        name = safe_path(filename) if purpose == TRACE_PURPOSE else safe_filename(filename)
         try:
             if not written.num_bytes:
                 raise InvalidRequest("The file is empty.", param="file")
             return await self._transactions.run(
-                _remember, file_id=file_id, purpose=purpose, filename=safe_filename(filename), written=written
+                _remember, file_id=file_id, purpose=purpose, filename=name, written=written
             )
         except BaseException:
             target.unlink(missing_ok=True)

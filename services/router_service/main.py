@@ -23,6 +23,7 @@ from services.router_service.api import (
     health_report,
     job_records,
     jobs,
+    live_analysis,
     openai_adapters,
     openai_chat,
     openai_completions,
@@ -35,6 +36,7 @@ from services.router_service.api import (
     requests,
     route,
     tgi_info,
+    traces,
 )
 from services.router_service.api.disconnect import install_disconnect_handler
 from services.router_service.api.docs import install_docs
@@ -48,6 +50,7 @@ from services.router_service.fine_tuned_models import FineTunedModels
 from services.router_service.http_protocol import BoundedHttpProtocol
 from services.router_service.hub_datasets import HubDatasets
 from services.router_service.job_submission import JobSubmission
+from services.router_service.live_analysis import LiveAnalyses
 from services.router_service.metrics import Metrics
 from services.router_service.pins import Pins
 from services.router_service.pipeline import Pipeline
@@ -98,6 +101,8 @@ _ROUTES: Final = (
     gap_experts,
     gaps,
     garbage,
+    traces,
+    live_analysis,
     tgi_info,
     health,
     health_report,
@@ -138,6 +143,7 @@ def build_app(settings: Settings, *, tokenizer: Tokenizer | None = None, open_ht
             "/files": uploads,
             "/v1/files": uploads,
             "/experts": uploads,
+            "/traces": settings.traces.max_upload_bytes + _MULTIPART_OVERHEAD_BYTES,
             "/releases/import": settings.releases.max_archive_bytes + _MULTIPART_OVERHEAD_BYTES,
         },
         api_key=own.api_key,
@@ -215,6 +221,7 @@ def _connect(
         pins=Pins(transactions=transactions, catalog=catalog, replicas=replicas),
         queue=queue,
         submission=JobSubmission(transactions, storage, queue, tokenizer, settings, hosted_base=lambda: replicas.base),
+        live_analyses=LiveAnalyses(transactions),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 _MAGIC: Final = b"ATL1"
 _COUNTS: Final = struct.Struct("<III")
@@ -43,8 +44,34 @@ def encode_token_log(log: TokenLog) -> bytes:
     return zlib.compress(header + _packed_names(names) + tokens.tobytes() + weights.tobytes(), _LEVEL)
 
 
+@dataclass(frozen=True)
+class PackedTokenLog:
+    """The same, column by column."""
+
+    num_prompt_tokens: int
+    names: tuple[str, ...]
+    token_ids: NDArray[np.uint32]
+    """[T]"""
+    num_weights: NDArray[np.uint16]
+    """[T] how many of the weights are a token's; they are in the tokens' order."""
+    weight_names: NDArray[np.uint16]
+    weights: NDArray[np.float32]
+
+
 def decode_token_log(packed: bytes) -> TokenLog:
     """What was encoded. Raises ValueError for bytes that are not a token log."""
+    log = unpack_token_log(packed)
+    ends = np.cumsum(log.num_weights, dtype=np.int64)
+    pairs = list(zip(log.weight_names.tolist(), log.weights.tolist(), strict=True))
+    gates = tuple(
+        {log.names[name]: value for name, value in pairs[end - count : end]}
+        for end, count in zip(ends.tolist(), log.num_weights.tolist(), strict=True)
+    )
+    return TokenLog(log.num_prompt_tokens, tuple(log.token_ids.tolist()), gates)
+
+
+def unpack_token_log(packed: bytes) -> PackedTokenLog:
+    """What was encoded, in arrays. Raises ValueError for bytes that are not a token log."""
     try:
         raw = zlib.decompress(packed)
     except zlib.error as error:
@@ -55,12 +82,14 @@ def decode_token_log(packed: bytes) -> TokenLog:
     names, offset = _unpacked_names(raw, len(_MAGIC) + _COUNTS.size, num_names)
     tokens = np.frombuffer(raw, dtype=_TOKEN, count=num_prompt + num_generated, offset=offset)
     weights = np.frombuffer(raw, dtype=_WEIGHT, offset=offset + tokens.nbytes)
-    ends = np.cumsum(tokens["num_weights"], dtype=np.int64)
-    gates = tuple(
-        {names[name]: float(value) for name, value in weights[end - count : end].tolist()}
-        for end, count in zip(ends.tolist(), tokens["num_weights"].tolist(), strict=True)
+    return PackedTokenLog(
+        num_prompt_tokens=num_prompt,
+        names=tuple(names),
+        token_ids=tokens["id"],
+        num_weights=tokens["num_weights"],
+        weight_names=weights["name"],
+        weights=weights["value"],
     )
-    return TokenLog(num_prompt, tuple(tokens["id"].tolist()), gates)
 
 
 def _packed_names(names: Sequence[str]) -> bytes:

@@ -64,6 +64,13 @@ def safe_filename(given: str | None) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "", last)[:_LONGEST_NAME] or "upload"
 
 
+def safe_path(given: str | None) -> str:
+    """The same with the folders before it, where they are not too long; it leads nowhere, and is never opened."""
+    steps = (given or "").replace("\\", "/").split("/")
+    whole = "/".join(safe_filename(step) for step in steps if step.strip() not in {"", ".", ".."})
+    return whole if whole and len(whole) <= _LONGEST_NAME else safe_filename(given)
+
+
 def _copy(source: Source, part: Path, *, max_bytes: int, what: str) -> Written:
     digest = hashlib.sha256()
     num_bytes = 0

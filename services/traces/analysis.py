@@ -9,8 +9,6 @@ import numpy as np
 
 from services.traces.choices import LayerChoices, Phase
 from services.traces.description import Severity, TraceDescription
-from services.traces.statistics.cache import CacheTokens
-from services.traces.statistics.layer_figures import layer_figures
 from services.traces.statistics.over_layers import over_layers, with_q_values
 from services.traces.statistics.results import (
     AnalysisOptions,
@@ -55,6 +53,10 @@ class TraceAnalysis:
 
 def analyse(trace: LayeredChoices, *, options: AnalysisOptions | None = None) -> TraceAnalysis:
     """Every figure of every layer that is not degenerate, one layer in memory at a time."""
+    # scipy.stats takes a second and 100 MB, which those who only read an analysis do without.
+    from services.traces.statistics.cache import CacheTokens
+    from services.traces.statistics.layer_figures import layer_figures
+
     options = options or AnalysisOptions()
     description = trace.description
     num_domains = len(description.domains)

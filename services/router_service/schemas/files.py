@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Purpose = Literal["fine-tune", "evals", "user_data"]
+Purpose = Literal["fine-tune", "evals", "user_data", "trace"]
 
 
 class HubFileRequest(BaseModel):

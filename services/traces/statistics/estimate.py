@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import false_discovery_control
 
 Number = float | None
 """None where there is nothing to divide by, or nothing to draw from."""
@@ -147,6 +146,9 @@ def _estimated(
 
 def false_discovery_rates(p_values: ArrayLike) -> NDArray[np.float64]:
     """Benjamini and Hochberg's q over all that are known; NaN where p is."""
+    # Takes a second and 100 MB, which those who only read an analysis do without.
+    from scipy.stats import false_discovery_control
+
     p = np.asarray(p_values, dtype=np.float64)
     q = np.full(p.shape, np.nan)
     known = np.isfinite(p)

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/storage", tags=["storage"], responses=ERRORS)
 
 @router.post("/gc")
 async def collect(resources: ResourcesDep, body: Annotated[GarbageRequest | None, Body()] = None) -> CollectedGarbage:
-    """Remove artifacts and uploads that no release, expert version or job refers to; by default only tell which."""
+    """Remove artifacts and uploads that no release, expert, trace or job refers to; by default only tell which."""
     asked = body or GarbageRequest()
     run, storage = resources.transactions.run, resources.storage
     grace_s = asked.grace_s or resources.settings.storage.garbage_grace_s

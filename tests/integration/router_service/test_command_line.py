@@ -20,7 +20,9 @@ from services.shared.config import Settings
 from services.shared.schemas.jobs import JobProgress, RouterJobSpec
 from services.shared.storage import Storage
 from services.shared.vocabulary import JobStatus
+from services.trainer_worker.job_runner import JobRunner
 from tests.integration.router_service.running import served
+from tests.unit.traces.importers.recordings import route, routes
 
 pytestmark = pytest.mark.integration
 
@@ -371,3 +373,52 @@ class TestOtherCommands:
         )
 
         assert three_experts in result.stdout, result.stderr
+
+
+class TestTraces:
+    def test_imported_shown_analysed_and_deleted(
+        self, cli: Cli, client: httpx.Client, app_settings: Settings, sessions: sessionmaker[Session], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "experiment" / "domain-1-code"
+        folder.mkdir(parents=True)
+        lines = [route(f"r{number}", position, [number, 7]) for number in range(4) for position in range(6)]
+        (folder / "moe_routes.jsonl").write_bytes(routes(lines))
+        (folder / "elsewhere").symlink_to("/etc/passwd")
+
+        submitted = printed(cli("traces", "import", "experiment", "--set", "num_experts=8", "--json"))
+        trace_id = submitted["trace"]["id"]
+        refused = cli("traces", "delete", trace_id)
+        runner = JobRunner(
+            settings=app_settings,
+            sessions=sessions,
+            storage=Storage(app_settings.storage.root),
+            owner="test",
+            shutting_down=lambda: False,
+        )
+        runner.run(submitted["job"]["id"])
+        listed = cli("traces", "list")
+        shown = cli("traces", "show", trace_id)
+        overview = cli("traces", "analyse", trace_id)
+        figure = printed(cli("traces", "analyse", trace_id, "frequency", "--layer", "0"))
+        written = cli("traces", "report", trace_id, "--out", "report.html")
+        live = printed(cli("traces", "analyse", "--json"))
+        deleted = cli("traces", "delete", trace_id)
+
+        assert refused.returncode == 1
+        assert "is at work" in refused.stderr
+        assert (trace_id in listed.stdout, "moe_routes" in listed.stdout) == (True, True)
+        assert "8 (top 2)" in shown.stdout
+        assert "info: phase_unknown" in shown.stdout
+        assert overview.returncode == 0, overview.stderr
+        assert "entropy (bits)" in overview.stdout
+        assert figure["data"]["tokens_by_domain"] == [24]
+        assert written.returncode == 0, written.stderr
+        assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+        assert live["num_requests"] == 0
+        assert deleted.stdout == f"{trace_id} is deleted.\n"
+        assert client.get("/traces").json()["data"] == []
+
+    def test_what_is_not_there_is_told(self, cli: Cli) -> None:
+        result = cli("traces", "import", "nowhere.bin")
+
+        assert (result.returncode, "nowhere.bin is not there" in result.stderr) == (2, True)

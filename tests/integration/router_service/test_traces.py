@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -96,6 +97,19 @@ class TestTraces:
         ]
         assert strength[1] > 0.8 > strength[0]
         assert client.get(f"{url}/analysis/cache").json()["layer"] is None
+
+    def test_its_report_runs_nothing_and_asks_nobody(self, imported: Import, client: httpx.Client) -> None:
+        url = f"/traces/{imported({'moe_routes.jsonl': recording()})['id']}"
+
+        page = client.get(f"{url}/report")
+        text = client.get(f"{url}/report.md")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert text.headers["content-type"].startswith("text/markdown")
+        pictures = re.findall(r"\]\(([^)]+\.png)\)", text.text)
+        assert pictures
+        assert client.get(f"{url}/{pictures[0]}").content.startswith(b"\x89PNG")
+        assert client.get(f"{url}/none.png").status_code == 404
 
     def test_tokens_can_be_looked_into(self, imported: Import, client: httpx.Client) -> None:
         url = f"/traces/{imported({'moe_routes.jsonl': recording()})['id']}"

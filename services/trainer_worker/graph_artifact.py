@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from services.shared.drawing import new_axes, save
+from services.shared.palette import DIVERGING, NEUTRAL
 from services.shared.tokenizer import Tokenizer
 from services.shared.vocabulary import BASE
 from services.trainer_worker.evaluation.report import spread, table
@@ -196,15 +197,13 @@ def _picture(epoch: int) -> str:
 
 
 def _draw(adjacency_EE: np.ndarray, experts: Sequence[str], path: Path, *, scale: float, epoch: int) -> None:
-    # Not pyplot: it keeps every figure of the process in one global place.
-    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(adjacency_EE, cmap="RdBu", vmin=-scale, vmax=scale)
+    axes = new_axes(5.6, 4.8)
+    image = axes.imshow(adjacency_EE, cmap=DIVERGING, vmin=-scale, vmax=scale)
     rows, columns = np.nonzero(adjacency_EE == 0)
-    axes.scatter(columns, rows, s=8, color="gray", label="exactly 0")
+    axes.scatter(columns, rows, s=8, color=NEUTRAL, label="exactly 0")
     places = range(len(experts))
     axes.set_xticks(places, experts, rotation=45, ha="right")
     axes.set_yticks(places, experts)
     axes.set(title=f"epoch {epoch}" if epoch else "before training", xlabel="recruited j", ylabel="expert i")
-    figure.colorbar(image, ax=axes, label="A[i, j]")
-    figure.savefig(path, dpi=110)
+    axes.figure.colorbar(image, ax=axes, label="A[i, j]")
+    save(axes, path)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from matplotlib.figure import Figure
-
+from services.shared.drawing import new_axes, save
+from services.shared.palette import NEUTRAL
 from services.trainer_worker.calibration.calibrating import Figures
 
 _RELIABILITY: Final = "reliability.png"
@@ -96,10 +96,8 @@ def _cell(value: Any) -> str:
 
 
 def _draw_reliability(bins: list[Figures], path: Path) -> None:
-    # Not pyplot: it keeps every figure of the process in one global place.
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+    axes = new_axes(5, 4)
+    axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.8)
     total = sum(one["documents"] for one in bins)
     axes.scatter(
         [one["confidence"] for one in bins],
@@ -110,4 +108,4 @@ def _draw_reliability(bins: list[Figures], path: Path) -> None:
         xlabel="confidence", ylabel="share of losses in range", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
         title=f"{total} documents; area: how many",
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
+    save(axes, path)

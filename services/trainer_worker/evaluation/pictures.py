@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Final
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from services.shared.drawing import new_axes, save
+from services.shared.palette import CATEGORICAL, NEUTRAL
 from services.trainer_worker.evaluation.release_figures import Figures
 
 KEPT: Final = "kept.png"
@@ -29,10 +30,9 @@ def draw_pictures(figures: Figures, folder: Path) -> None:
 
 
 def _draw(path: Path, paint: Callable[[Axes], None]) -> None:
-    # Not pyplot: it keeps every figure of the process in one global place.
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    paint(figure.add_subplot())
-    figure.savefig(path, dpi=110)
+    axes = new_axes(7, 4)
+    paint(axes)
+    save(axes, path)
 
 
 def _kept(axes: Axes, systems: Figures) -> None:
@@ -50,7 +50,7 @@ def _kept(axes: Axes, systems: Figures) -> None:
         )
     # A wrong expert may cost many times the gain; what matters lies around 0 to 1.
     axes.set(xlim=(-1, 1.15), yticks=range(len(names)), yticklabels=names, xlabel="share of the oracle's gain kept")
-    axes.axvline(1.0, color="gray", linewidth=0.8)
+    axes.axvline(1.0, color=NEUTRAL, linewidth=0.8)
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize="small")
 
@@ -66,10 +66,16 @@ def _utilisation(axes: Axes, seed: Figures, names: list[str]) -> None:
 
 
 def _reliability(axes: Axes, found: Figures) -> None:
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+    axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.8)
     for one in found["bins"]:
-        axes.bar((one["low"] + one["high"]) / 2, one["accuracy"], 0.09, color="C0", alpha=0.25 + 0.75 * one["share"])
-        axes.plot(one["confidence"], one["accuracy"], "o", color="C1")
+        axes.bar(
+            (one["low"] + one["high"]) / 2,
+            one["accuracy"],
+            0.09,
+            color=CATEGORICAL[0],
+            alpha=0.25 + 0.75 * one["share"],
+        )
+        axes.plot(one["confidence"], one["accuracy"], "o", color=CATEGORICAL[1])
     axes.set(
         xlim=(0, 1),
         ylim=(0, 1),
@@ -82,7 +88,7 @@ def _reliability(axes: Axes, found: Figures) -> None:
 def _around_switch(axes: Axes, found: Figures) -> None:
     for name, losses in found["losses"].items():
         axes.plot(found["distance"], losses, label=name)
-    axes.axvline(0, color="gray", linewidth=0.8)
+    axes.axvline(0, color=NEUTRAL, linewidth=0.8)
     # The first token after a switch can hardly be foreseen and costs ten times as much as the others.
     axes.set(xlabel="tokens from the switch", ylabel="loss, nats per token", yscale="log")
     axes.legend(frameon=False, fontsize="small")

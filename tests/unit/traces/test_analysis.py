@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.trace_statistics.planted_choices import planted
 from services.traces.analysis import TraceAnalysis, analyse, read_layer, read_overview, write_analysis
 from services.traces.choices import LayerChoices, Phase
 from services.traces.comparison import compare
 from services.traces.description import Finding, Severity, TraceSource
 from services.traces.statistics.results import AnalysisOptions, CachePolicy, FigureName, LayerFigures, Part
 from services.traces.table import Trace, TraceWriter
-from tests.unit.traces.planted_choices import planted
 
 NUM_PROMPT = 10
 QUICK = AnalysisOptions(

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.trace_statistics.planted_choices import planted
 from services.traces.analysis import analyse
 from services.traces.description import Finding, Severity, TraceSource
 from services.traces.report.writing import write_report
 from services.traces.statistics.results import AnalysisOptions
 from services.traces.table import Trace, TraceWriter
-from tests.unit.traces.planted_choices import planted
 
 QUICK = AnalysisOptions(
     num_permutations=99, num_resamples=99, num_matrix_resamples=50, max_shuffles=10, cache_tokens=100

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.trace_statistics.planted_choices import planted
 from services.traces.statistics.estimate import Estimate
 from services.traces.statistics.layer_figures import layer_figures
 from services.traces.statistics.permutations import DomainPermutations
@@ -12,7 +13,6 @@ from services.traces.statistics.resamples import Resamples
 from services.traces.statistics.results import AnalysisOptions, LayerFigures
 from services.traces.statistics.sequence_counts import sequence_counts
 from services.traces.statistics.shuffles import Shuffles
-from tests.unit.traces.planted_choices import planted
 
 OPTIONS = AnalysisOptions(num_permutations=199, num_resamples=299, num_matrix_resamples=100, max_shuffles=30)
 DOMAINS = np.repeat(np.arange(4), 10)

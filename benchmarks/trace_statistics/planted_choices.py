@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from services.traces.choices import LayerChoices, Phase
 
 
-def planted(
+def planted(  # noqa: PLR0913
     *,
     num_experts: int = 8,
     top_k: int = 1,

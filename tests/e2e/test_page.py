@@ -1,5 +1,7 @@
 """The web page as people meet it: every view loaded and used in a browser, beside a running stack."""
 
+import json
+import random
 import re
 from collections.abc import Iterator
 
@@ -11,12 +13,24 @@ from services.trainer_worker.demo.domains import DOMAINS
 from tests.e2e.browser import TIMEOUT_MS, Tab, chromium, open_tab
 from tests.e2e.conftest import PROJECT, running_stack
 from tests.e2e.journey import generate, submit
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 expect.set_options(timeout=TIMEOUT_MS)
 
 KEY = "the key of this stack"
-VIEWS = ("playground", "experts", "experts/release-1", "jobs", "jobs/new?kind=expert", "graph", "gaps", "load")
+VIEWS = (
+    "playground",
+    "experts",
+    "experts/release-1",
+    "jobs",
+    "jobs/new?kind=expert",
+    "analysis",
+    "analysis/live",
+    "graph",
+    "gaps",
+    "load",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +65,8 @@ def tab(browser: Browser, url: str) -> Iterator[Tab]:
 def test_every_view_fits_a_telephone(browser: Browser, url: str, scheme: str) -> None:
     with open_tab(browser, url, key=KEY, width=360, scheme=scheme) as tab:
         wide = []
+        # One live analysis is computed at a time: another tab's may still be, and the answer is then a 429.
+        tab.expected.append("/analysis")
         for view in VIEWS:
             tab.open(view)
             tab.page.wait_for_load_state("networkidle")
@@ -279,6 +295,84 @@ class TestJobs:
         for kind in kinds:
             tab.open(f"jobs/new?kind={kind}")
             expect(page.get_by_role("form", name=f"Job of kind {kind}")).to_be_visible()
+
+
+class TestAnalysis:
+    def test_a_trace_is_dropped_and_looked_at_layer_by_layer(self, tab: Tab) -> None:
+        page = tab.page
+        tab.open("analysis")
+        expect(page.get_by_role("heading", name="No traces yet")).to_be_visible()
+
+        drop(tab, ".drop", "moe_routes.jsonl", recorded_routes())
+        page.get_by_role("textbox", name="Name", exact=True).fill("two domains")
+        page.get_by_role("button", name="Import").click()
+        expect(page.get_by_text("Degenerate, no figure is made of it")).to_be_visible(timeout=4 * TIMEOUT_MS)
+        expect(page.get_by_role("img", name="Domains and experts, layer 0.")).to_be_visible()
+        page.get_by_role("slider", name="Layer").press("ArrowRight")
+
+        for figure in (
+            "Domains and experts",
+            "Activations over the tokens",
+            "From one token to the next",
+            "Chosen together",
+        ):
+            expect(page.get_by_role("img", name=f"{figure}, layer 1.")).to_be_visible()
+        expect(page.get_by_role("img", name="Autocorrelation, layer 1.")).to_be_visible()
+        expect(page.get_by_role("img", name="Domains and experts: Cramér's V.")).to_be_visible()
+        expect(page.get_by_role("row", name="Stickiness beyond the topic")).to_be_visible()
+        assert "layer=1" in page.url
+        domains = page.get_by_role("figure", name="Domains and experts, layer 1")
+        for kind in ("PNG", "SVG", "CSV"):
+            with page.expect_download() as download:
+                domains.get_by_role("button", name=kind).click()
+            assert download.value.path().stat().st_size > 200
+        domains.get_by_label("Show").select_option("difference")
+        domains.get_by_text("As a table").click()
+        assert domains.get_by_role("row").count() == 2 * 8 + 1
+
+        tab.open("analysis")
+        page.get_by_role("row", name="two domains").get_by_role("button", name="Delete").click()
+        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        expect(page.get_by_role("heading", name="No traces yet")).to_be_visible()
+
+    def test_the_live_log_is_analysed_the_same_way(self, tab: Tab, stack: httpx.Client) -> None:
+        prompts = [item.prompt for name in ("math", "code") for item in DOMAINS[name].generate(3, 6, "train")]
+        for prompt in prompts:
+            generate(stack, prompt, max_new_tokens=6)
+        wait_until(lambda: stack.get("/analysis").json()["num_requests"] >= len(prompts), what="the log", every_s=0.5)
+
+        tab.open("analysis/live")
+
+        expect(tab.page.get_by_role("img", name="Domains and experts, layer 0.")).to_be_visible()
+
+
+def recorded_routes() -> str:
+    """A routing log as vLLM's patches write them: two domains with experts of their own, and a layer that never
+    changes."""
+    generator = random.Random(0)
+    lines: list[dict[str, object]] = [{"type": "meta", "top_k": 2, "num_experts": 8, "layers_logged": [0, 1, 2]}]
+    for request, domain in enumerate(("code", "math") * 6):
+        for position in range(30):
+            shared = {"type": "route", "req_id": f"r{request}", "domain": domain, "token_idx": position}
+            shared["phase"] = "prefill" if position < 10 else "decode"
+            for layer in range(3):
+                first = generator.randrange(4) + 4 * (domain == "math")
+                experts = [0, 1] if layer == 2 else [first, (first + 1 + generator.randrange(6)) % 8]
+                lines.append({**shared, "layer": layer, "topk_ids": experts, "topk_weights": [0.7, 0.3]})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def drop(tab: Tab, selector: str, name: str, content: str) -> None:
+    """What dragging a file from the desk onto an element comes to."""
+    files = tab.page.evaluate_handle(
+        """([name, content]) => {
+            const files = new DataTransfer();
+            files.items.add(new File([content], name));
+            return files;
+        }""",
+        [name, content],
+    )
+    tab.page.locator(selector).dispatch_event("drop", {"dataTransfer": files})
 
 
 class TestGaps:

@@ -11,6 +11,7 @@ const VIEWS = {
   playground: { title: "Playground", load: async () => Playground },
   experts: { title: "Experts", load: async () => (await import("./views/experts.js")).Experts },
   jobs: { title: "Jobs", load: async () => (await import("./views/jobs.js")).Jobs },
+  analysis: { title: "Analysis", load: async () => (await import("./views/analysis.js")).Analysis },
   graph: { title: "Graph", load: async () => (await import("./views/graph.js")).Graph },
   gaps: { title: "Gaps", load: async () => (await import("./views/gaps.js")).Gaps },
   load: { title: "Load", load: async () => (await import("./views/load.js")).Load },

@@ -17,6 +17,9 @@ export function figure(number) {
 /** Nats per token, all with as many digits so that columns can be compared. */
 export const loss = (nats) => (typeof nats === "number" ? nats.toFixed(3) : "–");
 
+/** A p or q value. */
+export const probability = (value) => (typeof value === "number" && value < 0.001 ? "< .001" : figure(value));
+
 export const signed = (number) => (number > 0 ? `+${figure(number)}` : figure(number));
 
 export function bytes(number) {

@@ -24,6 +24,8 @@ export function Figure({ title, caption, summary, name, draw, keys, columns, row
     library().then(({ Plot, d3 }) => {
       if (!isCurrent || !place.current) return;
       svg.current = draw({ Plot, d3, width: Math.max(SMALLEST, width), isDark });
+      // One picture with one name: the names that Plot gives to its parts would be read as noise.
+      for (const part of svg.current.querySelectorAll("[aria-label], [aria-description]")) ["aria-label", "aria-description"].forEach((name) => part.removeAttribute(name));
       svg.current.setAttribute("role", "img");
       svg.current.setAttribute("aria-label", `${title}. ${summary ?? ""}`);
       place.current.replaceChildren(svg.current);
@@ -31,7 +33,7 @@ export function Figure({ title, caption, summary, name, draw, keys, columns, row
     return () => { isCurrent = false; };
   }, [width, isDark, ...keys]);
   return html`<figure class="figure" aria-labelledby=${id}>
-    <div class="figure-head"><h3 id=${id}>${title}</h3>
+    <div class="figure-head"><h2 id=${id}>${title}</h2>
       <div class="exports" role="group" aria-label=${`Save ${title}`}>
         <button type="button" class="small" onClick=${() => savePng(svg.current, title, name)}>PNG</button>
         <button type="button" class="small" onClick=${() => saveSvg(svg.current, title, name)}>SVG</button>

@@ -5,7 +5,7 @@ import { DIVERGING, SEQUENTIAL } from "../palette.js";
 import { Figure, FRAME } from "./figure.js";
 import { withRamp } from "./key.js";
 
-const CELL = { least: 9, most: 46 };
+const CELL = { least: 9, square: 46, widest: 62, tallest: 30 };
 const ROOM_FOR_TEXT = 34;
 const LETTER = 6.6;
 
@@ -21,12 +21,13 @@ export function Heatmap({ title, caption, summary, name, matrix, rowNames, colum
       ? d3.scaleSequential([low, high], d3[`interpolate${DIVERGING}`])
       : d3.scaleSequential([low, high], d3[`interpolate${SEQUENTIAL[0].toUpperCase()}${SEQUENTIAL.slice(1)}`]);
     const left = Math.min(150, 30 + LETTER * Math.max(...rowNames.map((text) => String(text).length)));
-    const cell = Math.max(CELL.least, Math.min(CELL.most, (width - left - 16) / columnNames.length));
+    const cell = Math.max(CELL.least, Math.min(rowNames.length === columnNames.length ? CELL.square : CELL.widest, (width - left - 16) / columnNames.length));
     const tilted = Math.max(...columnNames.map((text) => String(text).length)) * LETTER > cell;
-    const every = Math.ceil(14 / cell);
+    const every = Math.ceil(19 / cell);
     const ticks = columnNames.filter((_, index) => index % every === 0);
     const bottom = tilted ? 26 + Math.min(90, 5 * Math.max(...columnNames.map((text) => String(text).length))) : 40;
-    const tall = Math.max(cell * 0.8, Math.min(cell, 30), rowNames.length > 40 ? CELL.least : 18);
+    // A square matrix has square cells; one of few rows is flat.
+    const tall = rowNames.length === columnNames.length ? Math.min(cell, CELL.square) : Math.max(Math.min(cell, CELL.tallest), rowNames.length > 40 ? CELL.least : 18);
     const shown = new Set(marks.map(([i, j]) => `${i},${j}`));
     const svg = Plot.plot({
       ...FRAME, width: left + 16 + cell * columnNames.length, height: 8 + bottom + tall * rowNames.length, marginLeft: left, marginRight: 16, marginTop: 8, marginBottom: bottom,

@@ -12,7 +12,7 @@ export function Failure({ error }) {
 
 /** Nothing there yet, and how that changes. */
 export function Empty({ title, children }) {
-  return html`<div class="notice empty"><h3>${title}</h3>${children}</div>`;
+  return html`<div class="notice empty"><h2>${title}</h2>${children}</div>`;
 }
 
 /** `children(value)` once `loaded` has a value; else that it is awaited, or why it does not come. */

@@ -25,7 +25,7 @@ export function Fields({ schema, api, value, onChange, files, leaveOut = [] }) {
 function Field({ name, schema, api, value, onChange, isRequired, files }) {
   const id = useId();
   const form = formOf(schema, api);
-  const own = { id, schema, api, value, onChange, isRequired, files };
+  const own = { id, label: title(name), schema, api, value, onChange, isRequired, files };
   if (form === "fields") {
     return html`<details class="nested"><summary>${title(name)}</summary>${schema.description && html`<p class="quiet">${schema.description}</p>`}
       <${Fields} schema=${schema} api=${api} value=${value ?? {}} files=${files} onChange=${(entered) => onChange(Object.keys(entered).length ? entered : undefined)} /></details>`;
@@ -50,8 +50,8 @@ const INPUTS = {
   select: ({ id, schema, value, onChange, isRequired }) => html`<select ...${aids(id, schema, isRequired)} value=${value ?? ""} onChange=${(event) => onChange(event.target.value || undefined)}>
     <option value="">${isRequired ? "choose…" : `default${shown(schema.default) ? `: ${shown(schema.default)}` : ""}`}</option>${schema.enum.map((choice) => html`<option key=${choice}>${choice}</option>`)}</select>`,
   file: FileChoice,
-  files: ({ id, schema, value, onChange, files }) => html`<div id=${id} class="row">${(value ?? []).map((file, index) => html`<${FileChoice} key=${index} id=${`${id}-${index}`} schema=${schema} value=${file} files=${files} onChange=${(entered) => onChange(shortened(value.map((before, at) => (at === index ? entered : before))))} />`)}
-    <${FileChoice} key="new" id=${`${id}-new`} schema=${schema} files=${files} onChange=${(entered) => entered && onChange([...(value ?? []), entered])} /></div>`,
+  files: ({ id, label, schema, value, onChange, files }) => html`<div id=${id} class="row">${(value ?? []).map((file, index) => html`<${FileChoice} key=${index} id=${`${id}-${index}`} name=${`${label} ${index + 1}`} schema=${schema} value=${file} files=${files} onChange=${(entered) => onChange(shortened(value.map((before, at) => (at === index ? entered : before))))} />`)}
+    <${FileChoice} key="new" id=${`${id}-new`} name=${`Another of ${label}`} schema=${schema} files=${files} onChange=${(entered) => entered && onChange([...(value ?? []), entered])} /></div>`,
   checks: ({ id, schema, api, value, onChange }) => html`<div id=${id} class="row">${resolved(schema.items, api).enum.map((choice) => html`<label key=${choice}><input type="checkbox" checked=${value?.includes(choice)} onChange=${(event) => onChange(shortened(event.target.checked ? [...(value ?? []), choice] : value.filter((other) => other !== choice)))} /> ${choice}</label>`)}</div>`,
   list: ListInput,
   map: MapInput,
@@ -76,7 +76,7 @@ function ListInput({ id, schema, api, value, onChange, isRequired }) {
 }
 
 /** Rows of a name and a value. */
-function MapInput({ id, schema, api, value, onChange, files }) {
+function MapInput({ id, label, schema, api, value, onChange, files }) {
   const [rows, setRows] = useState(() => [...Object.entries(value ?? {}), ["", undefined]]);
   const isFile = formOf(resolved(valuesOf(schema), api), api) === "file";
   const change = (index, row) => {
@@ -87,9 +87,9 @@ function MapInput({ id, schema, api, value, onChange, files }) {
     onChange(Object.keys(entered).length ? entered : undefined);
   };
   return html`<div id=${id}>${rows.map(([name, item], index) => html`<div class="row" key=${index}>
-    <input type="text" aria-label="Name" placeholder="name" value=${name} onInput=${(event) => change(index, [event.target.value, item])} />
-    ${isFile ? html`<${FileChoice} id=${`${id}-${index}`} schema=${{}} value=${item} files=${files} onChange=${(entered) => change(index, [name, entered])} />`
-      : html`<input type="text" aria-label="Value" value=${item ?? ""} onInput=${(event) => change(index, [name, event.target.value])} />`}
+    <input type="text" aria-label=${`${label}: name`} placeholder="name" value=${name} onInput=${(event) => change(index, [event.target.value, item])} />
+    ${isFile ? html`<${FileChoice} id=${`${id}-${index}`} name=${`File of ${name || "a name"}`} schema=${{}} value=${item} files=${files} onChange=${(entered) => change(index, [name, entered])} />`
+      : html`<input type="text" aria-label=${`${label}: value`} value=${item ?? ""} onInput=${(event) => change(index, [name, event.target.value])} />`}
   </div>`)}</div>`;
 }
 
@@ -109,8 +109,8 @@ function JsonInput({ id, schema, value, onChange, isRequired }) {
   return html`<textarea rows="2" ...${aids(id, schema, isRequired)} aria-invalid=${isBroken} placeholder=${shown(schema.default) || "JSON"} value=${text} onInput=${read}></textarea>${isBroken && html`<p class="help required">This is not JSON yet.</p>`}`;
 }
 
-/** A file that was uploaded before, or one that is uploaded now. */
-function FileChoice({ id, schema, value, onChange, files, isRequired }) {
+/** A file that was uploaded before, or one that is uploaded now; `name` where no label stands beside it. */
+function FileChoice({ id, name, schema, value, onChange, files, isRequired }) {
   const upload = useAction(async (file) => {
     const made = await send("/files", { purpose: "fine-tune", file });
     await files.again();
@@ -123,7 +123,7 @@ function FileChoice({ id, schema, value, onChange, files, isRequired }) {
     if (made) onChange(made);
   };
   const known = files.value ?? [];
-  return html`<span class="row file-choice"><select ...${aids(id, schema, isRequired && !value)} value=${value ?? ""} onChange=${(event) => onChange(event.target.value || undefined)}>
+  return html`<span class="row file-choice"><select ...${aids(id, schema, isRequired && !value)} aria-label=${name} value=${value ?? ""} onChange=${(event) => onChange(event.target.value || undefined)}>
       <option value="">${known.length ? "choose a file…" : "no file was uploaded yet"}</option>
       ${value && !known.some((file) => file.id === value) && html`<option value=${value}>${value}</option>`}
       ${known.map((file) => html`<option key=${file.id} value=${file.id}>${file.filename}, ${file.id.slice(5, 11)}</option>`)}</select>

@@ -46,7 +46,7 @@ function Releases({ catalog }) {
       <button type="button" disabled=${pair.length !== 2} onClick=${() => goTo(["experts", "compare"], { a: pair[0], b: pair[1] })}>Compare ${pair.length === 2 ? pair.join(" and ") : "two releases"}</button>
     </div>
     <div class="scroll"><table class="stacked"><thead><tr><th scope="col"><span class="sr-only">Compare</span></th><th scope="col">Release</th><th scope="col">Experts</th>
-      ${domains.map((domain) => html`<th scope="col" class="num" key=${domain} title="held-out loss, nats per token">${domain}</th>`)}<th scope="col">Made</th><th scope="col"></th></tr></thead>
+      ${domains.map((domain) => html`<th scope="col" class="num" key=${domain} title="held-out loss, nats per token">${domain}</th>`)}<th scope="col">Made</th><th scope="col"><span class="sr-only">Actions</span></th></tr></thead>
     <tbody>${releases.map((release) => html`<tr key=${release.id}>
       <td><input type="checkbox" aria-label=${`Compare ${release.id}`} checked=${pair.includes(release.id)} onChange=${() => choose(release.id)} /></td>
       <th scope="row"><a href=${linkTo(["experts", release.id])}>${release.id}</a><br /><${ReleaseStatus} release=${release} /></th>
@@ -84,7 +84,7 @@ function ExpertTable({ catalog, replicas }) {
     catalog.again();
   });
   if (!experts.length) return html`<${Empty} title="No experts yet"><p><a href="#/jobs/new?kind=expert">Train one</a> from a file, or import a LoRA adapter below.</p><//>`;
-  return html`<${Failure} error=${pin.error} /><div class="scroll"><table class="stacked"><thead><tr><th scope="col">Expert</th><th scope="col">Domain</th><th scope="col">Version</th><th scope="col" class="num">Rank</th><th scope="col" class="num">Size</th><th scope="col">Resident on</th><th scope="col"></th></tr></thead>
+  return html`<${Failure} error=${pin.error} /><div class="scroll"><table class="stacked"><thead><tr><th scope="col">Expert</th><th scope="col">Domain</th><th scope="col">Version</th><th scope="col" class="num">Rank</th><th scope="col" class="num">Size</th><th scope="col">Resident on</th><th scope="col"><span class="sr-only">Actions</span></th></tr></thead>
     <tbody>${experts.map((expert) => {
       const version = expert.versions.at(-1);
       const homes = replicas.filter((replica) => replica.resident.some((adapter) => adapter.name === expert.name));

@@ -203,7 +203,7 @@ def _print_overview(overview: dict[str, Any], phase: str) -> None:
     for skipped in overview["skipped"]:
         typer.echo(f"Layer {skipped['layer']} has no figures: {skipped['reason']}", err=True)
     if part is None:
-        raise BadInput(f"There are no {phase} tokens; there are: {', '.join(overview['parts']) or 'none at all'}.")
+        raise BadInput(f"No figures of {phase} tokens; there are those of: {', '.join(overview['parts']) or 'none'}.")
     numbers = {
         title: {each["layer"]: each["estimate"] for each in part["over_layers"].get(name, ())}
         for title, name in _SHOWN.items()

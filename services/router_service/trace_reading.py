@@ -107,14 +107,19 @@ class TraceReading:
         """What was allocated when, where that was recorded."""
         file = self._folder / BUFFERS
         if not file.is_file():
-            raise _missing(f"{self._id} came without allocation events: import them beside the choices.")
+            raise _missing(
+                f"{self._id} came without allocation events: import them beside the choices.", code="buffers_not_found"
+            )
         return AllBuffers.model_validate_json(file.read_bytes())
 
     def report(self, name: str) -> Path:
         """The file of its report."""
         file = self._analysis / name
         if not file.is_file():
-            raise _missing(f"{self._id} has no {name}: it was made by an older version. Import or trace again.")
+            raise _missing(
+                f"{self._id} has no {name}: it was made by an older version. Import or trace again.",
+                code="report_not_found",
+            )
         return file
 
     def _answer(self, name: FigureName, layer: int | None, part: Part, data: AnyFigure | None) -> FigureAnswer:
@@ -171,5 +176,5 @@ def _told(layers: list[int] | tuple[int, ...]) -> str:
     return ", ".join(map(str, layers[:64])) or "none"
 
 
-def _missing(message: str, *, param: str | None = None) -> NotFound:
-    return NotFound(message, param=param, code="figure_not_found" if param is None else "not_found")
+def _missing(message: str, *, param: str | None = None, code: str = "figure_not_found") -> NotFound:
+    return NotFound(message, param=param, code=code if param is None else f"{param}_not_found")

@@ -19,7 +19,7 @@ from services.traces.choices import NOBODY, Phase
 from services.traces.description import Finding, Severity
 from services.traces.importers.intake import Intake
 from services.traces.importers.origin import origin
-from services.traces.importers.source_file import Reading, SourceFile, expert_numbers, parse, weights_of
+from services.traces.importers.source_file import Reading, SourceFile, expert_numbers, named, parse, weights_of
 
 _TOKEN: Final = re.compile(r"token_(\d{1,9})")
 _LAYER: Final = re.compile(r"layer_(\d{1,4})")
@@ -53,7 +53,7 @@ def read(files: Sequence[SourceFile], intake: Intake, reading: Reading) -> list[
             Finding(
                 code="degenerate_text",
                 severity=Severity.WARNING,
-                message=f"{', '.join(strange[:5])}: the text repeats itself or was broken off, says the file: such "
+                message=f"{named(strange)}: the text repeats itself or was broken off, says the file: such "
                 "text has routing of its own.",
                 count=len(strange),
             )

@@ -12,11 +12,9 @@ from services.traces.importers.buffer_timeline import BUFFERS, read_buffers, wri
 from services.traces.importers.experiment import holds_no_choices, read_summary
 from services.traces.importers.formats import FORMATS, Format, format_of
 from services.traces.importers.intake import Intake
-from services.traces.importers.source_file import Reading, SourceFile
+from services.traces.importers.source_file import Reading, SourceFile, named
 from services.traces.importers.unpacking import unpack
 from services.traces.table import TraceWriter
-
-_NAMED_AT_MOST = 5
 
 
 def import_trace(files: Sequence[SourceFile], folder: Path, *, scratch: Path, reading: Reading) -> TraceDescription:
@@ -101,8 +99,7 @@ def _left_over(why: str, files: Sequence[SourceFile]) -> Finding:
 
 
 def _names(files: Sequence[SourceFile]) -> str:
-    named = ", ".join(repr(file.name[:100]) for file in files[:_NAMED_AT_MOST])
-    return f"{named} and {len(files) - _NAMED_AT_MOST} more" if len(files) > _NAMED_AT_MOST else named or "no file"
+    return named([repr(file.name) for file in files]) or "no file"
 
 
 def _reasons(findings: Sequence[Finding]) -> str:

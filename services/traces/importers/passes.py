@@ -4,8 +4,8 @@ Three matrix products of a layer and their biases share one selection: it is cou
 pass through all experts, under the same token as the prompt. A prompt's pass names the experts of its first token only.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from services.shared.errors import InvalidTrace
 from services.traces.choices import NOBODY, Phase
 from services.traces.description import Finding, Severity
 from services.traces.importers.intake import Intake
-from services.traces.importers.source_file import IMPOSSIBLE
+from services.traces.importers.source_file import IMPOSSIBLE, named
 from services.traces.table import TracedSequence
 
 MOST_EXPERTS: Final = 16
@@ -52,9 +52,11 @@ class _Selections:
     """[S] passes in order."""
     again: NDArray[np.int64]
     """[S] how many passes with the same token there were before."""
+    differing: NDArray[np.int32]
+    """The layers of operations that name other experts than the first of their pass and layer."""
 
     def where(self, kept: NDArray[np.bool_]) -> "_Selections":
-        return _Selections(self.origin, self.chosen[kept], self.number[kept], self.again[kept])
+        return _Selections(self.origin, self.chosen[kept], self.number[kept], self.again[kept], self.differing)
 
     def first_pass(self) -> bytes:
         """Equal for two recordings that begin alike."""
@@ -65,7 +67,11 @@ class _Selections:
 def write_passes(recordings: Sequence[Recording], intake: Intake) -> list[Finding]:
     """One sequence for each recording. Raises InvalidTrace where no pass is left."""
     findings: list[Finding] = []
-    all_selections = [_select(recording, findings) for recording in recordings]
+    recordings = [
+        replace(each, operations=each.operations[each.operations["layer"] != NO_LAYER]) for each in recordings
+    ]
+    all_selections = [_select(recording) for recording in recordings]
+    findings += _shared(recordings, all_selections) + _differing(all_selections)
     counts = np.concatenate([selections.chosen["num_experts"] for selections in all_selections])
     if not len(counts):
         raise InvalidTrace(
@@ -92,39 +98,49 @@ def _num_prompt_passes(selections: _Selections) -> int:
     return len(np.unique(selections.number[selections.chosen["phase"] == Phase.PROMPT]))
 
 
-def _select(recording: Recording, findings: list[Finding]) -> _Selections:
+def _select(recording: Recording) -> _Selections:
     """One row for each pass and layer."""
-    rows = recording.operations[recording.operations["layer"] != NO_LAYER]
+    rows = recording.operations
     again = _occurrence(rows[["token", "layer", "name"]])
     passes = np.stack([rows["token"].astype(np.int64), again], axis=1)
     _, number = np.unique(passes, axis=0, return_inverse=True)
     number = number.reshape(-1)
     key = number * (int(rows["layer"].max(initial=0)) + 1) + rows["layer"]
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
-    group = group.reshape(-1)
-    num_shared = len(rows) - len(first)
-    if num_shared:
-        findings.append(
-            Finding(
-                code="shared_selection",
-                severity=Severity.INFO,
-                message=f"{recording.origin.prompt}: operations of a layer that share one selection were counted once.",
-                count=num_shared,
-            )
+    differs = (rows["experts"] != rows["experts"][first][group.reshape(-1)]).any(axis=1)
+    return _Selections(recording.origin, rows[first], number[first], again[first], rows["layer"][differs])
+
+
+def _shared(recordings: Sequence[Recording], all_selections: Sequence[_Selections]) -> list[Finding]:
+    num_operations = sum(len(recording.operations) for recording in recordings)
+    num_shared = num_operations - sum(len(selections.chosen) for selections in all_selections)
+    if not num_shared:
+        return []
+    return [
+        Finding(
+            code="shared_selection",
+            severity=Severity.INFO,
+            message="Operations of a layer share one selection of experts: each was counted once.",
+            count=num_shared,
         )
-    differs = (rows["experts"] != rows["experts"][first][group]).any(axis=1)
-    if differs.any():
-        findings.append(
-            Finding(
-                code="selections_differ",
-                severity=Severity.WARNING,
-                message=f"{recording.origin.prompt}: operations of one pass and layer name different experts; the "
-                "first was taken. The file may be damaged.",
-                layers=tuple(sorted(set(rows["layer"][differs].tolist()))),
-                count=int(differs.sum()),
-            )
+    ]
+
+
+def _differing(all_selections: Sequence[_Selections]) -> list[Finding]:
+    where = [selections.origin.prompt for selections in all_selections if len(selections.differing)]
+    if not where:
+        return []
+    layers = np.concatenate([selections.differing for selections in all_selections])
+    return [
+        Finding(
+            code="selections_differ",
+            severity=Severity.WARNING,
+            message=f"{named(where)}: operations of one pass and layer name different experts; the first was taken. "
+            "The file may be damaged.",
+            layers=tuple(np.unique(layers).tolist()),
+            count=len(layers),
         )
-    return _Selections(recording.origin, rows[first], number[first], again[first])
+    ]
 
 
 def _occurrence(keys: NDArray[Any]) -> NDArray[np.int64]:
@@ -160,33 +176,31 @@ def _without_warm_up(
     all_selections: Sequence[_Selections], intake: Intake, findings: list[Finding]
 ) -> list[_Selections]:
     assert intake.top_k is not None
-    kept, num_dropped = [], 0
+    kept: list[_Selections] = []
+    num_dropped = num_full = 0
+    relabelled: list[str] = []
+    suspicious: list[str] = []
     same_first = _begin_alike(all_selections)
     for selections in all_selections:
-        counts = selections.chosen["num_experts"]
-        too_many = np.unique(selections.number[counts > intake.top_k])
-        if len(too_many):
+        dropped = np.unique(selections.number[selections.chosen["num_experts"] > intake.top_k])
+        num_full += len(dropped)
+        if len(dropped):
             intake.saw(int(selections.chosen["experts"].max()))
         if same_first:
-            too_many = np.union1d(too_many, [0])
-        num_dropped += len(too_many)
-        is_dropped = np.isin(selections.number, too_many)
-        rest = selections.where(~is_dropped)
-        if 0 in too_many:
-            _call_prompt_by_its_name(rest, int(selections.chosen["token"][selections.number == 0][0]), findings)
+            dropped = np.union1d(dropped, [0])
+        num_dropped += len(dropped)
+        rest = selections.where(~np.isin(selections.number, dropped))
+        if 0 in dropped:
+            first_token = int(selections.chosen["token"][selections.number == 0][0])
+            relabelled += [rest.origin.prompt] if _call_prompt_by_its_name(rest, first_token) else []
         elif (rest.again > 0).any():
-            findings.append(_maybe_warm_up(rest))
+            suspicious.append(rest.origin.prompt)
         kept.append(rest)
     if num_dropped:
-        how = "is the same in all files" if same_first else f"has more than {intake.top_k} experts"
         findings.append(
-            Finding(
-                code="warm_up",
-                severity=Severity.INFO,
-                message=f"A pass that {how} is the warm-up, and was left out.",
-                count=num_dropped,
-            )
+            _warm_up(num_dropped, f"has more than {intake.top_k} experts" if num_full else "is the same in all files")
         )
+    findings.extend(_about_first_passes(relabelled, suspicious))
     if not any(len(selections.chosen) for selections in kept):
         raise InvalidTrace(
             f"Every pass has more than {intake.top_k} experts, so all are warm-up: name the model's own top_k, and "
@@ -209,30 +223,39 @@ def _begin_alike(all_selections: Sequence[_Selections]) -> bool:
     return len(first_passes) == 1 and first_passes != {b""}
 
 
-def _call_prompt_by_its_name(selections: _Selections, token: int, findings: list[Finding]) -> None:
+def _call_prompt_by_its_name(selections: _Selections, token: int) -> bool:
     """The tracer calls the second pass of a token generation, although the first one was the warm-up."""
-    prompt = selections.chosen["token"] == token
-    wrong = prompt & (selections.chosen["phase"] == Phase.GENERATED)
-    if not wrong.any():
-        return
+    wrong = (selections.chosen["token"] == token) & (selections.chosen["phase"] == Phase.GENERATED)
     selections.chosen["phase"][wrong] = Phase.PROMPT
-    findings.append(
-        Finding(
+    return bool(wrong.any())
+
+
+def _warm_up(count: int, how: str) -> Finding:
+    return Finding(
+        code="warm_up",
+        severity=Severity.INFO,
+        message=f"A pass that {how} is the warm-up, and was left out.",
+        count=count,
+    )
+
+
+def _about_first_passes(relabelled: Sequence[str], suspicious: Sequence[str]) -> Iterator[Finding]:
+    if relabelled:
+        yield Finding(
             code="prompt_relabelled",
             severity=Severity.INFO,
-            message=f"{selections.origin.prompt}: the pass after the warm-up is labelled GENERATE, but reads the "
-            "prompt: it counts as prompt.",
+            message=f"{named(relabelled)}: the pass after the warm-up is labelled GENERATE, but reads the prompt: it "
+            "counts as prompt.",
+            count=len(relabelled),
         )
-    )
-
-
-def _maybe_warm_up(selections: _Selections) -> Finding:
-    return Finding(
-        code="maybe_warm_up",
-        severity=Severity.WARNING,
-        message=f"{selections.origin.prompt}: a token was passed through more than once. If the tracer ran a warm-up, "
-        "the first pass is not the prompt's: trace with --no-warmup.",
-    )
+    if suspicious:
+        yield Finding(
+            code="maybe_warm_up",
+            severity=Severity.WARNING,
+            message=f"{named(suspicious)}: a token was passed through more than once. If the tracer ran a warm-up, the "
+            "first pass is not the prompt's: trace with --no-warmup.",
+            count=len(suspicious),
+        )
 
 
 def _write(selections: _Selections, intake: Intake) -> None:

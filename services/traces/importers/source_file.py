@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -13,6 +13,7 @@ from services.shared.schemas.trace_import import ImportOptions
 
 _HEAD_BYTES: Final = 64 * 1024
 _LONGEST_REASON: Final = 200
+_NAMED_AT_MOST: Final = 5
 _MOST_EXPERTS: Final = 256
 _HIGHEST_WEIGHT: Final = 1e30
 IMPOSSIBLE: Final = 2**31 - 1
@@ -82,6 +83,12 @@ class SourceFile:
                     )
                 if line.strip():
                     yield number, line
+
+
+def named(names: Sequence[str]) -> str:
+    """Some of them, for a message."""
+    told = ", ".join(name[:100] for name in names[:_NAMED_AT_MOST])
+    return f"{told} and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else told
 
 
 def parse(text: str | bytes, where: str) -> Any:

@@ -19,7 +19,7 @@ from services.traces.importers.intake import Intake
 from services.traces.importers.llama_cpp import name_hash
 from services.traces.importers.origin import origin
 from services.traces.importers.passes import MOST_EXPERTS, NO_LAYER, OPERATION, Recording, write_passes
-from services.traces.importers.source_file import Reading, SourceFile, expert_numbers, integer, parse
+from services.traces.importers.source_file import Reading, SourceFile, expert_numbers, integer, named, parse
 
 _NUMBERED: Final = re.compile(r"token-(\d{1,9})\.json")
 _PHASES: Final = {"PROMPT": Phase.PROMPT, "GENERATE": Phase.GENERATED}
@@ -97,7 +97,6 @@ def _truncated(names: Sequence[str]) -> Finding:
     return Finding(
         code="truncated",
         severity=Severity.WARNING,
-        message=f"{', '.join(names[:5])}{' and more' if len(names) > 5 else ''}: cut off, and left out. The tracer may "
-        "have been stopped, or the disk was full.",
+        message=f"{named(names)}: cut off, and left out. The tracer may have been stopped, or the disk was full.",
         count=len(names),
     )

@@ -16,7 +16,7 @@ from services.shared.errors import NotFound
 from services.shared.storage import ARTIFACTS, Storage
 
 CHECKPOINT: Final = "checkpoint"
-_GIVEN_OUT: Final = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".md", ".png", ".csv", ".svg"})
+_GIVEN_OUT: Final = frozenset({".safetensors", ".json", ".jsonl", ".txt", ".md", ".png", ".csv", ".svg", ".gz"})
 """No pickles: a checkpoint's optimiser and random state are for the worker alone."""
 
 _LINE_KEYS: Final = ("at", "level", "logger", "message", "traceback")

@@ -52,7 +52,7 @@ def answer(
     """
     with recorder.recording(prompts) as heard:
         token_ids_BT, num_padding = generate(model, prompts, sampling, should_stop=should_stop)
-    return _taken_apart(prompts, token_ids_BT.cpu().numpy(), num_padding, heard, sampling)
+    return taken_apart(prompts, token_ids_BT.cpu().numpy(), num_padding, heard, sampling)
 
 
 def generate(
@@ -131,13 +131,17 @@ def _devices(model: nn.Module) -> list[torch.device]:
     return [device for device in {parameter.device for parameter in model.parameters()} if device.type == "cuda"]
 
 
-def _taken_apart(
+def taken_apart(
     prompts: Sequence[TokenizedPrompt],
     token_ids_BT: NDArray[np.int64],
     num_padding: Sequence[int],
     heard: Heard,
     sampling: Sampling,
 ) -> list[RecordedSequence]:
+    """What `generate` returned and a recorder has heard of it, sequence by sequence.
+
+    Raises JobFailed where gates were not heard at every token.
+    """
     num_read = token_ids_BT.shape[1] - 1
     layers = heard.layers()
     for layer, choices in layers.items():

@@ -111,7 +111,11 @@ class TestArtifacts:
     @pytest.fixture
     def published(self, storage: Storage, sessions: sessionmaker[Session], job_id: str) -> dict[str, bytes]:
         """Files by name; the job has succeeded with them."""
-        files = {"adapter_model.safetensors": b"\x00weights", "evidence/bigram.safetensors": b"counts"}
+        files = {
+            "adapter_model.safetensors": b"\x00weights",
+            "evidence/bigram.safetensors": b"counts",
+            "experiment.tar.gz": b"\x1f\x8b",
+        }
         with storage.stage() as staged:
             for name, content in files.items():
                 (staged / name).parent.mkdir(exist_ok=True)

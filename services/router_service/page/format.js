@@ -5,6 +5,9 @@ const UNITS = ["B", "kB", "MB", "GB", "TB"];
 export const percent = (share, digits = 0) => (share === null || share === undefined ? "–" : `${(share * 100).toFixed(digits)} %`);
 export const count = (number) => (number === null || number === undefined ? "–" : number.toLocaleString("en"));
 
+/** "1 prompt", "2 prompts". */
+export const many = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+
 /** Three significant digits, without powers of ten where they can be avoided. */
 export function figure(number) {
   if (number === null || number === undefined || Number.isNaN(number)) return "–";

@@ -2,6 +2,7 @@
 import { get, list, remove, send, text } from "./api.js";
 
 const MOST_PROMPTS = 1000;
+const MOST_POSITIONS = 2000;
 
 export const listTraces = (signal) => list("/traces", { most: 300, signal });
 export const importTrace = (name, files, options) => send("/traces", { name, files, options: JSON.stringify(options) });
@@ -15,7 +16,7 @@ export function traceSource(id) {
     overview: async (signal) => (await get(`${path}/analysis`, { signal })).overview,
     figure: (name, layer, part, signal) => unlessMissing(async () => (await get(`${path}/analysis/${name}?layer=${layer}&phase=${part}`, { signal })).data),
     prompts: async (signal) => (await get(`${path}/sequences?count=${MOST_PROMPTS}`, { signal })).data,
-    choices: ({ layer, sequence, from, count }, signal) => get(`${path}/choices?layer=${layer}&sequence=${sequence}&from=${from}&count=${count}`, { signal }),
+    choices: ({ layer, sequence, from, count }, signal) => firstTokens(`${path}/choices?layer=${layer}&sequence=${sequence}&from=${from}`, count, signal),
     report: () => text(`${path}/report`),
   };
 }
@@ -41,6 +42,14 @@ export function liveSource(since) {
       return parts[part][name] ?? { missing: parts[part].missing[name] ?? "It is not there." };
     },
   };
+}
+
+/** `count` tokens at most. Where positions have a gap at the start, as many are asked for as may be. */
+async function firstTokens(path, count, signal) {
+  const found = await get(`${path}&count=${count}`, { signal });
+  if (found.tokens.length) return found;
+  const more = await get(`${path}&count=${MOST_POSITIONS}`, { signal });
+  return { ...more, tokens: more.tokens.slice(0, count) };
 }
 
 /** A figure that cannot be made is no failure: {missing: why}. */

@@ -24,7 +24,7 @@ export function Activations({ title, name, tokens, expertNames, caption, keys, c
     const svg = Plot.plot({
       ...FRAME, width, height: 56 + tall * expertNames.length, marginLeft: left, marginBottom: 36, marginTop: 20, marginRight: 12,
       x: { domain: positions, label: "token", ticks: positions.filter((_, index) => index % every === 0), tickSize: 3, padding: 0 },
-      y: { domain: expertNames, label: "expert", tickSize: 0, padding: 0, ticks: expertNames.filter((_, index) => index % Math.ceil(12 / tall) === 0) },
+      y: { domain: expertNames, label: "expert", labelAnchor: "top", labelArrow: "none", tickSize: 0, padding: 0, ticks: expertNames.filter((_, index) => index % Math.ceil(12 / tall) === 0) },
       color: { type: "identity" },
       marks: [
         Plot.frame({ stroke: "currentColor", strokeOpacity: 0.15 }),

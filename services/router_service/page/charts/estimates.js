@@ -28,7 +28,7 @@ export function Estimates({ title, name, points, at, valueLabel, caption, keys, 
       ],
     });
     if (onLayer) d3.select(svg).style("cursor", "pointer").on("click", (event) => nearest(svg, event, rows, onLayer));
-    return withNames(svg, d3, [...(isCorrected ? [["measured", CATEGORICAL[0]], ["less chance, 95 % interval", interval, "line"]] : [["measured, 95 % interval", CATEGORICAL[0], "line"]]), ["without the effect", NEUTRAL, "band"]], { left: 52 });
+    return withNames(svg, d3, [...(isCorrected ? [["measured", CATEGORICAL[0]], ["less chance, 95 % interval", interval, "line"]] : [[rows.some((row) => row.low !== null && row.low !== undefined) ? "measured, 95 % interval" : "measured", CATEGORICAL[0], "line"]]), ["without the effect", NEUTRAL, "band"]], { left: 52 });
   };
   const found = rows.filter(isFound);
   return html`<${Figure} title=${title} name=${name} draw=${draw} keys=${[...keys, at]} caption=${`${caption} Filled: q < .05 over the layers.`}

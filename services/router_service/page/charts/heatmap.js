@@ -5,7 +5,7 @@ import { DIVERGING, SEQUENTIAL } from "../palette.js";
 import { Figure, FRAME } from "./figure.js";
 import { withRamp } from "./key.js";
 
-const CELL = { least: 9, square: 46, widest: 62, tallest: 30 };
+const CELL = { least: 9, square: 46, widest: 110, tallest: 30 };
 const ROOM_FOR_TEXT = 34;
 const LETTER = 6.6;
 

@@ -58,7 +58,7 @@ function Shown({ id, graph, known }) {
   const largest = Math.max(...graph.epochs.slice(last > 0 ? 1 : 0).flat(2).map(Math.abs)) || 1;
   const at = (index) => (index === 0 && last > 0 ? "before training" : last > 0 ? `after epoch ${index}` : "as released");
   const heatmap = (index, title) => html`<${Heatmap} title=${title} name=${`${id}-adjacency-${index}`} matrix=${graph.epochs[index]} rowNames=${graph.experts} columnNames=${graph.experts} rowLabel="expert" columnLabel="recruits"
-    valueLabel="A" isSigned domain=${[-largest, largest]} keys=${[id, index]} caption=${`Row i, column j: how much of expert i's gate weight is added to j's. ${exactZeros(graph.epochs[index])}`}
+    valueLabel="A" isSigned format=${edge} domain=${[-largest, largest]} keys=${[id, index]} caption=${`Row i, column j: how much of expert i's gate weight is added to j's. ${exactZeros(graph.epochs[index])}`}
     summary=${strongest(graph.epochs[index], graph.experts)} />`;
   return html`${last > 0 && html`<section class="panel"><h2>Before and after</h2><div class="side-by-side">${heatmap(0, "Before training")}${heatmap(last, `After epoch ${last}`)}</div></section>`}
     <section class="panel">
@@ -82,6 +82,9 @@ function Worth({ graph }) {
     ${graph.facts && html`<dl class="facts">${Object.entries(graph.facts).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`}
   </section>`;
 }
+
+/** What is exactly zero is told from what rounds to it. */
+const edge = (value) => (value === 0 ? "0" : value.toFixed(2).replace("-0.00", "0.00"));
 
 function exactZeros(matrix) {
   const off = matrix.flatMap((row, i) => row.filter((_, j) => i !== j));

@@ -2,7 +2,7 @@
 import { Activations } from "../charts/activations.js";
 import { Heatmap } from "../charts/heatmap.js";
 import { Lines } from "../charts/lines.js";
-import { count, figure as written, percent, probability } from "../format.js";
+import { count, figure as written, many, percent, probability } from "../format.js";
 import { html, useState } from "../html.js";
 import { useLoaded } from "../loading.js";
 import { CATEGORICAL, NEUTRAL } from "../palette.js";
@@ -49,7 +49,7 @@ function OneFigure({ own, name, title, children }) {
   return html`<${Loaded} loaded=${loaded}>${(known) => (known.found.missing ? html`<h2>${title}</h2><p class="quiet">${known.found.missing}</p>` : children(known))}<//>`;
 }
 
-const sizes = (found) => `n = ${count(found.num_sequences)} prompts, ${count(found.num_tokens)} tokens.`;
+const sizes = (found) => `n = ${many(found.num_sequences, "prompt")}, ${many(found.num_tokens, "token")}.`;
 const less = (matrix, other) => matrix.map((row, i) => row.map((value, j) => (value === null || other?.[i]?.[j] === null || other?.[i]?.[j] === undefined ? null : value - other[i][j])));
 
 /** Cells whose q says that chance alone does not do this. */
@@ -69,7 +69,7 @@ function ByDomain(own) {
     return html`<${Heatmap} title=${`Domains and experts, layer ${layer}`} name=${`${own.id}-domains-layer-${layer}-${own.part}-${shown}`} rowNames=${own.domains} columnNames=${own.names} rowLabel="domain" columnLabel="expert"
       matrix=${isSigned ? less(found.share.value, found.share.null) : found.share.value} valueLabel=${isSigned ? "share less that of all domains" : "share of the domain's choices"} isSigned=${isSigned} format=${(value) => (isSigned ? written(Number(value.toFixed(3))) : percent(value, 1))}
       marks=${beyond(found.share)} extra=${besides(found.share)} keys=${[layer, own.part, shown, found]} summary=${mostUsed(found.share.value, own)}
-      caption=${`${sizes(found)} ${found.sequences_by_domain.map((number, index) => `${own.domains[index]} ${number}`).join(", ")} prompts. ${found.share.q_value ? "Framed: q < .05." : ""} Intervals over prompts are in the table.`}>
+      caption=${`${sizes(found)} ${found.sequences_by_domain.map((number, index) => `${own.domains[index]}: ${many(number, "prompt")}`).join(", ")}. ${found.share.q_value ? "Framed: q < .05. " : ""}${found.share.low ? "Intervals over prompts are in the table." : "Too few prompts for intervals."}`}>
       <${Shown} label="Show" value=${shown} onChange=${setShown} options=${{ share: "shares", difference: "differences to all domains" }} /><//>`;
   }}<//>`;
 }
@@ -83,18 +83,20 @@ function mostUsed(share, { domains, names }) {
 
 function OverTokens({ id, source, layer, names, description }) {
   const [sequence, setSequence] = useState(0);
-  const [from, setFrom] = useState(0);
+  // Where each page began: positions may have gaps, so the one before cannot be reckoned.
+  const [begins, setBegins] = useState([0]);
+  const from = begins.at(-1);
   const loaded = useLoaded((signal) => source.choices({ layer, sequence, from, count: AT_ONCE }, signal), [source, layer, sequence, from]);
   const prompts = useLoaded((signal) => source.prompts(signal), [source]);
   const move = (event) => {
     setSequence(Number(event.target.value));
-    setFrom(0);
+    setBegins([0]);
   };
   return html`<${Loaded} loaded=${loaded}>${(found) => html`<${Activations} title=${`Activations over the tokens, layer ${layer}`} name=${`${id}-activations-layer-${layer}-sequence-${sequence}`} tokens=${found.tokens} expertNames=${names} keys=${[found]}
-      caption=${`One prompt of ${count(description.num_sequences)}, of domain ${found.domain}: tokens ${found.tokens[0]?.position ?? from} to ${found.tokens.at(-1)?.position ?? from}.`}>
+      caption=${`One prompt of ${count(description.num_sequences)}, of domain ${found.domain}: ${found.tokens.length ? `tokens ${found.tokens[0].position} to ${found.tokens.at(-1).position}` : "no tokens here"}.`}>
       <div class="row small-choice"><label>Prompt <select value=${sequence} onChange=${move}>${(prompts.value ?? [found]).map((one) => html`<option key=${one.sequence} value=${one.sequence}>${one.sequence}: ${one.domain}, ${one.prompt.slice(0, 50)}</option>`)}</select></label>
-        <button type="button" class="small" disabled=${from === 0} onClick=${() => setFrom(Math.max(0, from - AT_ONCE))}>Earlier tokens</button>
-        <button type="button" class="small" disabled=${found.tokens.length < AT_ONCE} onClick=${() => setFrom(from + AT_ONCE)}>Later tokens</button></div><//>`}<//>`;
+        <button type="button" class="small" disabled=${begins.length === 1} onClick=${() => setBegins(begins.slice(0, -1))}>Earlier tokens</button>
+        <button type="button" class="small" disabled=${found.tokens.length < AT_ONCE} onClick=${() => setBegins([...begins, found.tokens.at(-1).position + 1])}>Later tokens</button></div><//>`}<//>`;
 }
 
 function TransitionMatrix(own) {

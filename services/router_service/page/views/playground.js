@@ -12,6 +12,7 @@ const EXAMPLES = [
   ["code", 'def collect(numbers):\n    """Return the count of the odd numbers in numbers."""\n'],
   ["a fact", "Question: I would like to know: How do chemists write calcium?\nAnswer:"],
   ["a story", "Rhyme: In the sandy shore Pepper found a hat,\n"],
+  ["an open beginning", "Once upon a time"],
   ["two at once", "Task: Take the atomic number of neon and add 5.\n"],
   ["something unknown", "1. e4 e5 2. Nf3 Nc6 3. Bb5 a6 4."],
 ];

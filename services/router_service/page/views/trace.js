@@ -1,7 +1,7 @@
 // The expert analysis panel: one trace, layer by layer, every figure beside what it would be without the effect.
 import { save } from "../api.js";
 import { Estimates } from "../charts/estimates.js";
-import { count } from "../format.js";
+import { count, many } from "../format.js";
 import { html, useEffect, useMemo } from "../html.js";
 import { useAction, useLoaded } from "../loading.js";
 import { Empty, Failure, Loaded } from "../parts/notice.js";
@@ -50,7 +50,7 @@ function Since({ live, query }) {
   const hours = query.get("hours") ?? "24";
   const choose = (event) => refine({ hours: event.target.value, since: new Date(Date.now() - event.target.value * 3_600_000).toISOString() });
   return html`<p class="row"><label>Of the last <select value=${hours} onChange=${choose}>${Object.entries(windows).map(([value, name]) => html`<option key=${value} value=${value}>${name}</option>`)}</select></label>
-    <span class="quiet">${count(live.requests)} requests that the router decided${live.isWhole ? "" : ", the newest of more"}.</span></p>`;
+    <span class="quiet">${many(live.requests, "request")} that the router decided${live.isWhole ? "" : ", the newest of more"}.</span></p>`;
 }
 
 const range = (numbers) => (numbers.length ? [...new Set([Math.min(...numbers), Math.max(...numbers)])].join("–") : "–");
@@ -80,7 +80,7 @@ function Figures({ id, description, source, query }) {
       ${found.skipped.length > 0 && !isSaid(description) && html`<div class="notice failure"><p>${found.skipped.length} of ${found.skipped.length + found.layers.length} layers are left out: ${found.skipped[0].reason}</p></div>`}
       <div class="panel controls"><label>Tokens <select value=${part} onChange=${(event) => refine({ part: event.target.value })}>${parts.map((name) => html`<option key=${name} value=${name}>${PARTS[name] ?? name}</option>`)}</select></label>
         ${found.layers.length > 1 && html`<label class="slider">Layer <input type="range" min="0" max=${found.layers.length - 1} value=${found.layers.indexOf(layer)} aria-valuetext=${`layer ${layer}`} onInput=${(event) => choose(found.layers[Number(event.target.value)])} /><output>${layer}</output></label>`}
-        <span class="quiet">${count(found.parts[part].num_sequences)} prompts, ${count(found.parts[part].num_tokens)} tokens</span></div>
+        <span class="quiet">${many(found.parts[part].num_sequences, "prompt")}, ${many(found.parts[part].num_tokens, "token")}</span></div>
       ${found.layers.length > 1 && html`<div class="side-by-side">${PER_LAYER.filter(([key]) => over[key]?.length).map(([key, title, label, caption]) => html`<section class="panel" key=${key}><${Estimates} title=${title} name=${`${id}-${key}-${part}`} points=${over[key]} at=${layer} valueLabel=${label} caption=${caption} keys=${[id, part]} onLayer=${choose} /></section>`)}</div>`}
       <${LayerPanel} id=${id} source=${source} description=${description} layer=${layer} part=${part} over=${over} />`;
   }}<//>`;

@@ -61,12 +61,9 @@ def tab(browser: Browser, url: str) -> Iterator[Tab]:
         yield opened
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_view_fits_a_telephone(browser: Browser, url: str, scheme: str) -> None:
-    with open_tab(browser, url, key=KEY, width=360, scheme=scheme) as tab:
+def test_every_view_fits_a_telephone(browser: Browser, url: str) -> None:
+    with open_tab(browser, url, key=KEY, width=360, scheme="dark") as tab:
         wide = []
-        # One live analysis is computed at a time: another tab's may still be, and the answer is then a 429.
-        tab.expected.append("/analysis")
         for view in VIEWS:
             tab.open(view)
             tab.page.wait_for_load_state("networkidle")
@@ -93,7 +90,7 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab(browser: Browser, url: str)
 def test_the_first_view_takes_input_within_a_second(browser: Browser, url: str) -> None:
     """The best of some loads: the machine may be busy with others."""
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         with open_tab(browser, url, key=KEY) as tab:
             tab.page.goto(f"{url}/", wait_until="commit")
             tab.page.locator("#prompt").fill("typed at once")
@@ -276,13 +273,15 @@ class TestJobs:
         figure.get_by_text("As a table").click()
         assert figure.get_by_role("row").count() == 8 * 7 + 1
 
-    def test_one_is_cancelled(self, tab: Tab, stack: httpx.Client) -> None:
-        job = submit(stack, {"kind": "image_cooperation", "num_epochs": 1000, "priority": 0})
+    def test_one_is_paused_resumed_and_cancelled(self, tab: Tab, stack: httpx.Client) -> None:
+        # No worker of this stack takes from that queue, so the job waits for what is asked of it.
+        job = submit(stack, {"kind": "image_cooperation", "queue": "gpu"})
         tab.open(f"jobs/{job}")
 
         tab.page.get_by_role("button", name="Pause").click()
         expect(tab.page.get_by_role("region", name="State")).to_have_attribute("data-status", "paused")
         tab.page.get_by_role("button", name="Resume").click()
+        expect(tab.page.get_by_role("region", name="State")).to_have_attribute("data-status", "queued")
         tab.page.get_by_role("button", name="Cancel job").click()
 
         expect(tab.page.get_by_role("region", name="State")).to_have_attribute("data-status", "cancelled")
@@ -351,10 +350,9 @@ def recorded_routes() -> str:
     changes."""
     generator = random.Random(0)
     lines: list[dict[str, object]] = [{"type": "meta", "top_k": 2, "num_experts": 8, "layers_logged": [0, 1, 2]}]
-    for request, domain in enumerate(("code", "math") * 6):
-        for position in range(30):
+    for request, domain in enumerate(("code", "math") * 5):
+        for position in range(20):
             shared = {"type": "route", "req_id": f"r{request}", "domain": domain, "token_idx": position}
-            shared["phase"] = "prefill" if position < 10 else "decode"
             for layer in range(3):
                 first = generator.randrange(4) + 4 * (domain == "math")
                 experts = [0, 1] if layer == 2 else [first, (first + 1 + generator.randrange(6)) % 8]

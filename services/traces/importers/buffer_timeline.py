@@ -126,7 +126,7 @@ class _Timeline:
 
     def add(self, event: dict[str, Any], where: str) -> bool:
         """False for one that cannot be."""
-        buffer_id = integer(event.get("buffer_id"), f"{where}: buffer_id", below=2**63)
+        buffer_id = integer(event.get("buffer_id"), where, "buffer_id", below=2**63)
         moment = _moment(event.get("timestamp_ms"), where)
         kind: Literal["alloc", "dealloc"]
         if event.get("event") == "alloc":
@@ -205,7 +205,7 @@ def _allocated(event: dict[str, Any], buffer_id: int, moment: float, where: str)
     return {
         "id": buffer_id,
         "name": str(event.get("name", ""))[:200],
-        "size": integer(event.get("size"), f"{where}: size", below=2**53),
+        "size": integer(event.get("size"), where, "size", below=2**53),
         "backend": str(event.get("backend", ""))[:200],
         "usage": usage,
         "usage_name": _USAGES[usage] if usage < len(_USAGES) else f"UNKNOWN_{usage}",

@@ -136,9 +136,9 @@ def _read_answer(answer: dict[str, Any], where: str, vocabulary: dict[str, int])
 
 
 def _read_choice(layer: _Layer, choice: dict[str, Any], where: str) -> None:
-    experts = expert_numbers(choice.get("selected_experts"), f"{where}: selected_experts")
+    experts = expert_numbers(choice.get("selected_experts"), where, "selected_experts")
     layer.experts.append(experts)
-    layer.weights.append(weights_of(choice.get("selected_probs"), experts, f"{where}: selected_probs"))
+    layer.weights.append(weights_of(choice.get("selected_probs"), experts, where, "selected_probs"))
 
 
 def _write(layers: dict[int, _Layer], answer: dict[str, Any], file: SourceFile, intake: Intake) -> None:

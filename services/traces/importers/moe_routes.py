@@ -65,18 +65,18 @@ class _Routes:
     has_phases: bool = True
 
     def add(self, line: dict[str, Any], where: str) -> None:
-        experts = expert_numbers(line.get("topk_ids"), f"{where}: topk_ids")
+        experts = expert_numbers(line.get("topk_ids"), where, "topk_ids")
         told = line.get("topk_weights")
         self.has_weights &= told is not None
-        weights = [0.0] * len(experts) if told is None else weights_of(told, experts, f"{where}: topk_weights")
+        weights = [0.0] * len(experts) if told is None else weights_of(told, experts, where, "topk_weights")
         self.experts.extend(experts)
         self.weights.extend(weights)
         self.count.append(len(experts))
         self.request.append(self._request_of(line, where))
-        self.position.append(integer(line.get("token_idx"), f"{where}: token_idx"))
-        self.layer.append(integer(line.get("layer", 0), f"{where}: layer", below=10_000))
+        self.position.append(integer(line.get("token_idx"), where, "token_idx"))
+        self.layer.append(integer(line.get("layer", 0), where, "layer", below=10_000))
         token_id = line.get("token_id")
-        self.token_id.append(_UNKNOWN_ID if token_id is None else integer(token_id, f"{where}: token_id"))
+        self.token_id.append(_UNKNOWN_ID if token_id is None else integer(token_id, where, "token_id"))
         self.phase.append(self._phase_of(line, where))
 
     def _request_of(self, line: dict[str, Any], where: str) -> int:
@@ -126,7 +126,7 @@ def _read_lines(file: SourceFile, intake: Intake, reading: Reading, findings: li
 def _read_meta(line: dict[str, Any], intake: Intake, where: str) -> None:
     counts = {name: line.get(name) for name in ("num_experts", "top_k")}
     for name, count in counts.items():
-        if count is not None and not 1 <= integer(count, f"{where}: {name}") <= 65_535:
+        if count is not None and not 1 <= integer(count, where, name) <= 65_535:
             raise InvalidTrace(f"{where}: {name} is not from 1 to 65,535.", param="files")
     intake.told(num_experts=counts["num_experts"], top_k=counts["top_k"])
     model = line.get("model_id")

@@ -16,6 +16,8 @@ _LONGEST_REASON: Final = 200
 _NAMED_AT_MOST: Final = 5
 _MOST_EXPERTS: Final = 256
 _HIGHEST_WEIGHT: Final = 1e30
+_INTEGER: Final = frozenset({int})
+_NUMBER: Final = frozenset({int, float})
 IMPOSSIBLE: Final = 2**31 - 1
 
 
@@ -101,25 +103,31 @@ def parse(text: str | bytes, where: str) -> Any:
         raise InvalidTrace(f"{where} is not JSON ({str(error)[:_LONGEST_REASON]}).", param="files") from None
 
 
-def expert_numbers(value: Any, where: str) -> list[int]:
+def expert_numbers(value: Any, where: str, field: str) -> list[int]:
     """A list of whole numbers; IMPOSSIBLE for those that no expert can have, which are left out later. Raises
     InvalidTrace for anything else, and for more than 256."""
-    if not isinstance(value, list) or len(value) > _MOST_EXPERTS or any(type(item) is not int for item in value):
-        raise InvalidTrace(f"{where} is not a list of at most {_MOST_EXPERTS} whole numbers.", param="files")
-    return [item if 0 <= item < IMPOSSIBLE else IMPOSSIBLE for item in value]
+    if not isinstance(value, list) or len(value) > _MOST_EXPERTS or not _INTEGER.issuperset(map(type, value)):
+        raise InvalidTrace(
+            f"{where}: {field} is not a list of at most {_MOST_EXPERTS} whole numbers.", param="files"
+        )  # fmt: skip
+    if value and (min(value) < 0 or max(value) > IMPOSSIBLE):
+        return [item if 0 <= item < IMPOSSIBLE else IMPOSSIBLE for item in value]
+    return value
 
 
-def weights_of(value: Any, experts: list[int], where: str) -> list[float]:
+def weights_of(value: Any, experts: list[int], where: str, field: str) -> list[float]:
     """A list of as many numbers; NaN for what no weight can be. Raises InvalidTrace for anything else."""
-    if not isinstance(value, list) or any(type(item) not in {int, float} for item in value):
-        raise InvalidTrace(f"{where} is not a list of numbers.", param="files")
+    if not isinstance(value, list) or not _NUMBER.issuperset(map(type, value)):
+        raise InvalidTrace(f"{where}: {field} is not a list of numbers.", param="files")
     if len(value) != len(experts):
-        raise InvalidTrace(f"{where}: {len(value)} weights for {len(experts)} experts.", param="files")
+        raise InvalidTrace(f"{where}: {len(value)} {field} for {len(experts)} experts.", param="files")
+    if all(-_HIGHEST_WEIGHT < item < _HIGHEST_WEIGHT for item in value):
+        return value
     return [float(item) if abs(item) < _HIGHEST_WEIGHT else math.nan for item in value]
 
 
-def integer(value: Any, where: str, *, below: int = 2**31) -> int:
+def integer(value: Any, where: str, field: str, *, below: int = 2**31) -> int:
     """A whole number from 0 to below a bound. Raises InvalidTrace."""
     if type(value) is not int or not 0 <= value < below:
-        raise InvalidTrace(f"{where} is not a whole number from 0 to {below - 1:,}.", param="files")
+        raise InvalidTrace(f"{where}: {field} is not a whole number from 0 to {below - 1:,}.", param="files")
     return value

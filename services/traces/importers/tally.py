@@ -58,7 +58,7 @@ class LayerTally:
     longest_run: int = 0
     num_in_long_runs: int = 0
     _counts: dict[int, int] = field(default_factory=dict)
-    _examples: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _examples: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     def add(self, experts: NDArray[np.int64], weights: NDArray[np.float32] | None) -> None:
         """Tokens [T, K] of one sequence, in order; at least one."""
@@ -77,7 +77,8 @@ class LayerTally:
     def commonest(self) -> tuple[tuple[int, ...], float]:
         """The set that most tokens have, and their share."""
         found = max(self._counts, key=lambda each: self._counts[each])
-        return self._examples[found], self._counts[found] / self.num_tokens
+        experts = tuple(sorted(expert for expert in self._examples[found].tolist() if expert != NOBODY))
+        return experts, self._counts[found] / self.num_tokens
 
     def is_degenerate(self, num_experts: int) -> bool:
         """Whether one set comes so often that figures would be about it, and not about routing."""
@@ -92,7 +93,7 @@ class LayerTally:
         found, first, counts = np.unique(hashes, return_index=True, return_counts=True)
         for each, row, count in zip(found.tolist(), first.tolist(), counts.tolist(), strict=True):
             if each not in self._examples:
-                self._examples[each] = tuple(sorted(int(one) for one in experts[row] if one != NOBODY))
+                self._examples[each] = experts[row].copy()
             self._counts[each] = self._counts.get(each, 0) + count
         if len(self._counts) > 2 * _KEPT_SETS:
             kept = sorted(self._counts, key=lambda each: -self._counts[each])[:_KEPT_SETS]

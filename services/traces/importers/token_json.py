@@ -78,14 +78,14 @@ def _of_token(token: Any, where: str) -> NDArray[Any]:
 
 
 def _of_entry(entry: dict[str, Any], where: str) -> tuple[int, int, int, int, int, list[int]]:
-    experts = expert_numbers(entry["expert_ids"], f"{where}: expert_ids")[:MOST_EXPERTS]
+    experts = expert_numbers(entry["expert_ids"], where, "expert_ids")[:MOST_EXPERTS]
     phase = _PHASES.get(str(entry.get("phase")))
     if phase is None:
         raise InvalidTrace(f"{where}: phase is neither PROMPT nor GENERATE.", param="files")
     layer = entry.get("layer_id")
     return (
-        integer(entry.get("token_id"), f"{where}: token_id"),
-        NO_LAYER if layer is None else integer(layer, f"{where}: layer_id", below=2**16),
+        integer(entry.get("token_id"), where, "token_id"),
+        NO_LAYER if layer is None else integer(layer, where, "layer_id", below=2**16),
         name_hash(str(entry.get("dst_name")).encode(errors="replace"), str(entry["operation_type"])),
         phase,
         len(experts),

@@ -112,7 +112,7 @@ class TestRead:
             ("not json", "line 2 is not JSON"),
             ("[1]", "line 2 is no JSON object"),
             (json.dumps(route("r", 0, [1]) | {"topk_ids": "1"}), "line 2: topk_ids is not a list"),
-            (json.dumps(route("r", 0, [1]) | {"topk_weights": [1, 2]}), "2 weights for 1 experts"),
+            (json.dumps(route("r", 0, [1]) | {"topk_weights": [1, 2]}), "2 topk_weights for 1 experts"),
             (json.dumps(route("r", -1, [1])), "token_idx is not a whole number"),
             (json.dumps(route("r", 0, [1], layer=10**9)), "layer is not a whole number"),
             (json.dumps(route("r", 0, [1], phase="x")), "phase is none of"),

@@ -1,5 +1,5 @@
 """Rows per second and memory of an analysis, and of a plain loop over rows like that of the requirements; each in a
-process of its own: `python -m benchmarks.trace_statistics.speed analysis|loop FOLDER` prints them as JSON."""
+process of its own: `python -m benchmarks.trace_statistics.speed analysis|counts|loop FOLDER` prints them as JSON."""
 
 import json
 import resource
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from services.traces.analysis import analyse
 from services.traces.choices import Phase
 from services.traces.description import TraceSource
-from services.traces.table import Trace, TraceWriter, layer_file
+from services.traces.statistics.sequence_counts import sequence_counts
+from services.traces.table import DESCRIPTION, Trace, TraceWriter, layer_file
 
 NUM_LAYERS = 24
 NUM_EXPERTS = 32
@@ -25,7 +26,8 @@ DOMAINS = ("code", "math", "creative", "factual", "mixed")
 
 
 def write_random(folder: Path, num_rows: int) -> float:
-    """Seconds that a trace of about so many rows, of generated tokens alone, takes to write."""
+    """Seconds that one layer of a trace of about so many rows takes to write; the other layers are that one again. All
+    tokens are generated ones."""
     folder.mkdir(parents=True)
     num_prompts = max(len(DOMAINS), round(num_rows / (NUM_LAYERS * TOP_K * PROMPT_TOKENS)))
     generator = np.random.default_rng(0)
@@ -36,15 +38,41 @@ def write_random(folder: Path, num_rows: int) -> float:
             domain = DOMAINS[number % len(DOMAINS)]
             sequence = writer.add_sequence(domain, f"{domain}-{number}")
             token_ids = generator.zipf(1.3, PROMPT_TOKENS).clip(0, 50_000)
-            for layer in range(NUM_LAYERS):
-                first = generator.integers(0, NUM_EXPERTS, (PROMPT_TOKENS, 1))
-                experts = (
-                    first + np.array([0, 5, 11, 17]) + generator.integers(0, 5, (PROMPT_TOKENS, 1))
-                ) % NUM_EXPERTS
-                writer.add(layer, sequence, positions=np.arange(PROMPT_TOKENS), phases=Phase.GENERATED,
-                           experts=experts, weights=weights, token_ids=token_ids)  # fmt: skip
-        writer.finish(num_experts=dict.fromkeys(range(NUM_LAYERS), NUM_EXPERTS))
-    return time.perf_counter() - started
+            first = generator.integers(0, NUM_EXPERTS, (PROMPT_TOKENS, 1))
+            others = np.array([0, 5, 11, 17]) + generator.integers(0, 5, (PROMPT_TOKENS, 1))
+            writer.add(
+                0,
+                sequence,
+                positions=np.arange(PROMPT_TOKENS),
+                phases=Phase.GENERATED,
+                experts=(first + others) % NUM_EXPERTS,
+                weights=weights,
+                token_ids=token_ids,
+            )
+        description = writer.finish(num_experts={0: NUM_EXPERTS})
+    seconds = time.perf_counter() - started
+    for layer in range(1, NUM_LAYERS):
+        layer_file(folder, layer).hardlink_to(layer_file(folder, 0))
+    (one,) = description.layers
+    layers = tuple(one.model_copy(update={"layer": layer}) for layer in range(NUM_LAYERS))
+    (folder / DESCRIPTION).write_text(description.model_copy(update={"layers": layers}).model_dump_json())
+    return seconds
+
+
+def bulk_counts(trace: Trace) -> dict[str, Any]:
+    """What the plain loop counts, with the functions that an analysis is made of."""
+    cells = stays = pairs = 0
+    for layer in trace.layers:
+        choices = trace.layer(layer)
+        frequency_DE = np.zeros((len(DOMAINS), NUM_EXPERTS))
+        counts = sequence_counts(choices)
+        np.add.at(frequency_DE, counts.domains_N, counts.assignments_NE)
+        cells += np.count_nonzero(frequency_DE)
+        first_T, sequences_T = choices.experts[:, 0], choices.sequences
+        within = sequences_T[1:] == sequences_T[:-1]
+        pairs += within.sum()
+        stays += (first_T[1:] == first_T[:-1])[within].sum()
+    return {"cells": int(cells), "repetition": float(stays / pairs)}
 
 
 def plain_loop(trace: Trace) -> dict[str, Any]:
@@ -70,18 +98,21 @@ def plain_loop(trace: Trace) -> dict[str, Any]:
     return {"cells": sum(map(len, frequency.values())), "repetition": stays / pairs}
 
 
+def _all_figures(trace: Trace) -> dict[str, Any]:
+    analyse(trace)
+    return {}
+
+
 def main() -> None:
     """Of a trace that is there."""
     system, folder = sys.argv[1], Path(sys.argv[2])
     trace = Trace(folder)
     started, processor = time.perf_counter(), time.process_time()
-    if system == "loop":
-        plain_loop(trace)
-    else:
-        analyse(trace)
+    found = {"loop": plain_loop, "counts": bulk_counts, "analysis": _all_figures}[system](trace)
     print(
         json.dumps(
             {
+                "found": found,
                 "rows": sum(layer.num_rows for layer in trace.description.layers),
                 "seconds": time.perf_counter() - started,
                 "processor_seconds": time.process_time() - processor,

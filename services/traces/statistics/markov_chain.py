@@ -14,7 +14,9 @@ def probabilities(counts: Floats) -> Floats:
 
 
 def stationary(counts_EE: Floats) -> Floats:
-    """[E] the shares of states in the long run, one of them if there are several."""
+    """[E] the shares of states in the long run, one of them if there are several; NaN of a chain without a step."""
+    if not counts_EE.any():
+        return np.full(len(counts_EE), np.nan)
     step = _steps(counts_EE)
     size = len(step)
     equations = np.vstack((step.T - np.eye(size), np.ones(size)))
@@ -23,7 +25,10 @@ def stationary(counts_EE: Floats) -> Floats:
 
 
 def second_eigenvalue(counts_EE: Floats) -> float:
-    """Its modulus: what is left, after a step, of the difference that the state before makes."""
+    """Its modulus: what is left, after a step, of the difference that the state before makes. NaN of a chain without a
+    step."""
+    if not counts_EE.any():
+        return float("nan")
     return float(np.sort(np.abs(np.linalg.eigvals(_steps(counts_EE))))[-2])
 
 

@@ -319,9 +319,9 @@ class AnalysisOptions(Frozen):
     num_permutations: int = Field(default=999, ge=99, description="Of domains between sequences.")
     num_resamples: int = Field(default=999, ge=99, description="Of sequences, for intervals.")
     num_matrix_resamples: int = Field(default=200, ge=50, description="For intervals of E x E matrices.")
-    max_shuffles: int = Field(default=99, ge=4, description="Of tokens within their sequence.")
+    max_shuffles: int = Field(default=49, ge=4, description="Of tokens within their sequence.")
     shuffled_tokens: int = Field(
-        default=2_000_000, ge=1, description="So many tokens are shuffled in all, however few shuffles that makes."
+        default=500_000, ge=1, description="So many tokens are shuffled in all, however few shuffles that makes."
     )
     num_lags: int = Field(default=16, ge=1, le=1000)
     max_run_length: int = Field(default=16, ge=2)

@@ -63,9 +63,10 @@ def vocabulary(
 
 
 def mean_specialisation(table_XE: Floats) -> float:
-    """Over ids, of the largest share that one expert has; ids that do not come do not count."""
-    shares_X = share(table_XE.max(axis=1), table_XE.sum(axis=1))
-    return float(shares_X[np.isfinite(shares_X)].mean())
+    """Over ids, of the largest share that one expert has; ids that do not come do not count, NaN if none does."""
+    counts_X = table_XE.sum(axis=1)
+    come = counts_X > 0
+    return float(share(np.sum(table_XE[come].max(axis=1) / counts_X[come]), np.count_nonzero(come)))
 
 
 class _Occurrences:

@@ -227,3 +227,27 @@ def test_load(figures: LayerFigures, table: np.ndarray) -> None:
     assert figures.load.imbalance.value == pytest.approx(chosen.std() / chosen.mean(), rel=1e-5)
     assert figures.load.max_violation.value == pytest.approx(chosen.max() / chosen.mean() - 1, rel=1e-5)
     assert figures.load.unused == tuple(np.flatnonzero(chosen == 0).tolist())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_experts", "top_k"),
+    [([0, 1, 1, 1], 65, 1), ([30, 30, 1], 8, 4), ([4, 5, 1, 0, 1], 130, 2), ([12, 3], 1, 1), ([2], 2, 2)],
+)
+def test_no_trace_is_too_small_to_say_what_there_is(lengths: list[int], num_experts: int, top_k: int) -> None:
+    """Draws of sequences may have no pair of tokens, or none of the token ids that are looked at."""
+    generator = np.random.default_rng(7)
+    num_tokens = sum(lengths)
+    odd = LayerChoices(
+        layer=0,
+        num_experts=num_experts,
+        experts=np.argsort(generator.random((num_tokens, num_experts)))[:, :top_k].astype(np.int32),
+        weights=None,
+        token_ids=generator.integers(0, 2, num_tokens),
+        phases=np.ones(num_tokens, dtype=np.uint8),
+        starts=np.concatenate(([0], np.cumsum(lengths))),
+        domains=np.arange(len(lengths)) % 2,
+    )
+    found = layer_figures(odd, num_domains=2, options=OPTIONS.model_copy(update={"min_token_count": 1}))
+
+    assert found.num_tokens == num_tokens
+    assert "NaN" not in found.model_dump_json()

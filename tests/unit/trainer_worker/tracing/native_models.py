@@ -44,6 +44,16 @@ FAMILIES: Final[dict[str, dict[str, Any]]] = {
     "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 4},
     "deepseek_v2": _DEEPSEEK | {"n_routed_experts": 8, "topk_method": "group_limited_greedy"},
     "deepseek_v3": _DEEPSEEK | {"n_routed_experts": 8},
+    "glm4_moe": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 2,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+    },
+    "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "phimoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "llama4_text": {
         "num_local_experts": 8,
         "num_experts_per_tok": 2,

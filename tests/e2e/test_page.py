@@ -142,6 +142,25 @@ class TestPlayground:
         expect(answers.nth(0)).to_contain_text("math")
         expect(answers.nth(1)).to_contain_text("creative 100.0 %")
 
+    def test_another_release_answers_beside_experts_with_weights_of_ones_own(
+        self, tab: Tab, stack: httpx.Client
+    ) -> None:
+        other = stack.post("/releases", json={"experts": ["code", "creative"]}).json()["id"]
+        tab.open("playground")
+        page = tab.page
+
+        page.get_by_role("button", name="Compare with another").click()
+        page.get_by_label("Answer A by").select_option(f"release:{other}")
+        page.get_by_label("Answer B by").select_option("own")
+        page.get_by_role("spinbutton", name="math").fill("0.5")
+        page.get_by_role("spinbutton", name="creative").fill("0.5")
+        page.get_by_role("button", name="Generate").click()
+
+        answers = page.locator("section.answer[data-status=done]")
+        expect(answers).to_have_count(2)
+        expect(answers.nth(0)).to_contain_text(other)
+        expect(answers.nth(1)).to_contain_text("math 50.0 %")
+
     def test_it_can_be_stopped_and_keeps_what_was_written(self, tab: Tab) -> None:
         tab.open("playground")
         page = tab.page

@@ -111,6 +111,15 @@ JOB_EXAMPLES: Final[dict[str, Example]] = {
         "summary": "Look for gaps among the requests of the last day",
         "value": {"kind": "gap_analysis", "window_s": 86400, "min_cluster_size": 8},
     },
+    "trace import": {
+        "summary": "Make a trace of uploaded recordings; POST /traces uploads them as well",
+        "value": {
+            "kind": "trace_import",
+            "name": "gsm8k",
+            "files": ["file-0123456789abcdef0123456789abcdef"],
+            "options": {"domain": "math", "num_experts": 64, "top_k": 8},
+        },
+    },
     "trace": {
         "summary": "Which experts every token goes through, over five domains, also in the requirements' layout",
         "value": {"kind": "trace", "prompts_per_domain": 8, "max_tokens": 100, "layout": "directory"},

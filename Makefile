@@ -14,7 +14,7 @@ help:  ## Say what can be made
 
 setup: $(READY)  ## Create .venv and install everything (only what changed)
 
-$(READY): pyproject.toml constraints.txt scripts/setup scripts/chromium
+$(READY): pyproject.toml constraints.txt scripts/setup
 	@scripts/setup $(VENV)
 	@touch $@
 
@@ -22,6 +22,7 @@ run: $(READY)  ## Start the whole stack; options: make run ARGS="--port 9000 --s
 	@$(BIN)/adaptive-moe up $(ARGS)
 
 test: $(READY)  ## Run every test against real Postgres and Valkey; options: make test ARGS="tests/unit -k gate"
+	@scripts/chromium
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else

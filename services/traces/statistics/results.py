@@ -161,7 +161,7 @@ class Transitions(Figure):
     stationary: tuple[Number, ...] = Field(description="[E] of the chain.")
     marginal: tuple[Number, ...] = Field(description="[E] shares of first choices.")
     stationary_distance: Estimate = Field(
-        description="Total variation between the two; 0: the chain has settled. p compares it with tokens in any order, "
+        description="Total variation between the two; 0: the chain has settled. p compares with tokens in any order, "
         "where it is smaller by chance than in a sticky chain."
     )
     second_eigenvalue: Estimate = Field(

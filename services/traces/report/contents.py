@@ -53,7 +53,8 @@ def blocks(analysis: TraceAnalysis, folder: Path) -> Iterator[Block]:
     yield Paragraph(_READING)
     yield _layer_table(overview, analysis.overview.layers)
     drawn = _Drawn(folder, part)
-    yield from _over_layers(analysis, overview, drawn)
+    if len(analysis.layers) > 1:
+        yield from _over_layers(analysis, overview, drawn)
     for layer in _looked_at(analysis.layers, overview, part):
         yield from _one_layer(layer, layer.parts[part], analysis.overview.description, drawn)
     if overview.cache is not None:
@@ -85,7 +86,7 @@ def _origin(overview: AnalysisOverview) -> Iterator[Block]:
     of = f" of {description.model}" if description.model else ""
     yield Paragraph(
         f"Recorded from {description.source.value}{of}: {description.num_sequences} prompts, {description.num_tokens} "
-        f"tokens, {len(description.layers)} layers."
+        f"tokens, {len(description.layers)} layer{'s' if len(description.layers) > 1 else ''}."
     )
     parts = overview.parts
     yield Table(

@@ -5,6 +5,7 @@ Which experts a sequence has, and how often, stays as it is: topics are no stick
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,9 @@ from services.traces.statistics.estimate import Null, NullMethod
 from services.traces.statistics.resamples import share
 
 Floats = NDArray[np.float64]
+
+_LEAST_P_VALUE: Final = 1e-9
+"""Further out nobody has seen the tail that is computed."""
 
 
 class Shuffles:
@@ -62,7 +66,7 @@ class ShuffledSums:
         # The mean is itself one of few shuffles.
         off = share(np.abs(np.asarray(value) - mean), deviation * np.sqrt(1 + 1 / self.num_shuffles))
         width = stats.t.ppf(0.975, degrees) * deviation
-        p_value = np.minimum(2 * stats.t.sf(off, degrees), 1)
+        p_value = np.clip(2 * stats.t.sf(off, degrees), _LEAST_P_VALUE, 1)
         return Null(NullMethod.SHUFFLED_TOKENS, mean, mean - width, mean + width, p_value)
 
 
@@ -87,5 +91,5 @@ def null_of_shuffles(value: ArrayLike, shuffled: ArrayLike) -> Null:
     mean, deviation = drawn.mean(axis=0), drawn.std(axis=0, ddof=1)
     off = share(np.abs(np.asarray(value) - mean), deviation * np.sqrt(1 + 1 / num_shuffles))
     width = stats.t.ppf(0.975, num_shuffles - 1) * deviation
-    p_value = np.minimum(2 * stats.t.sf(off, num_shuffles - 1), 1)
+    p_value = np.clip(2 * stats.t.sf(off, num_shuffles - 1), _LEAST_P_VALUE, 1)
     return Null(NullMethod.SHUFFLED_TOKENS, mean, mean - width, mean + width, p_value)

@@ -20,7 +20,7 @@ QUICK = AnalysisOptions(
 NAMES = ("<script>alert(1)</script>", "a|b`*", "prose")
 
 
-def trace_of(folder: Path, *, top_k: int, sequences: int, degenerate: bool = False) -> Trace:
+def trace_of(folder: Path, *, top_k: int, sequences: int, num_layers: int = 1, degenerate: bool = False) -> Trace:
     folder.mkdir()
     domains = np.repeat(np.arange(3), sequences)
     choices = planted(domains=domains, num_tokens=30, seed=1, top_k=top_k, preference=0.3, num_experts=5)
@@ -28,9 +28,10 @@ def trace_of(folder: Path, *, top_k: int, sequences: int, degenerate: bool = Fal
         for number, domain in enumerate(domains.tolist()):
             writer.add_sequence(NAMES[domain], f"prompt {number}")
             tokens = slice(*choices.starts[number : number + 2])
-            writer.add(0, number, positions=np.arange(30), phases=1, experts=choices.experts[tokens])
+            for layer in range(num_layers):
+                writer.add(layer, number, positions=np.arange(30), phases=1, experts=choices.experts[tokens])
         stuck = Finding(code="constant", severity=Severity.DEGENERATE, message="nothing <b>but</b> one set")
-        writer.finish(num_experts={0: 5}, experts=("code", "math", "law", "verse", "base"),
+        writer.finish(num_experts=dict.fromkeys(range(num_layers), 5), experts=("code", "math", "law", "verse", "base"),
                       findings=[stuck] if degenerate else [])  # fmt: skip
     return Trace(folder)
 
@@ -48,16 +49,19 @@ class Seen(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in {"src", "href"}]
 
 
-@pytest.mark.parametrize(("top_k", "sequences"), [(1, 5), (2, 5), (1, 1)])
-def test_a_report_is_whole(tmp_path: Path, top_k: int, sequences: int) -> None:
-    analysis = analyse(trace_of(tmp_path / "trace", top_k=top_k, sequences=sequences), options=QUICK)
+@pytest.mark.parametrize(("top_k", "sequences", "num_layers"), [(1, 5, 1), (2, 5, 2), (1, 1, 2)])
+def test_a_report_is_whole(tmp_path: Path, top_k: int, sequences: int, num_layers: int) -> None:
+    trace = trace_of(tmp_path / "trace", top_k=top_k, sequences=sequences, num_layers=num_layers)
+    analysis = analyse(trace, options=QUICK)
     write_report(analysis, tmp_path, title="Our mixture")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     seen = Seen()
     seen.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert {"association.png", "stickiness.png", "cache.png", "frequency-0.png", "transitions-0.png"} <= set(pictures)
+    assert {"cache.png", "frequency-0.png", "transitions-0.png"} <= set(pictures)
+    for by_layer in ("association.png", "stickiness.png"):
+        assert (by_layer in pictures) == (num_layers > 1)
     assert ("coactivation-0.png" in pictures) == (top_k > 1)
     assert all(f"]({name})" in text for name in pictures)
     assert seen.tags.count("img") == len(pictures)

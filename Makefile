@@ -51,6 +51,9 @@ bench: $(READY)  ## Measure speed and memory against peers and limits (long; wri
 	$(BIN)/python -m benchmarks.hop
 	$(BIN)/python -m benchmarks.kill_cycles
 	$(BIN)/python -m benchmarks.creation_kills
+	$(BIN)/python -m benchmarks.trace_import
+	$(BIN)/python -m benchmarks.trace_overhead
+	$(BIN)/python -m benchmarks.trace_statistics
 	AMOE_STORM_S=60 $(BIN)/python -m pytest tests/e2e/test_replicas.py
 
 bench-train: $(READY)  ## Measure training against a bare PEFT script, and how soon jobs start and go on after a kill

@@ -122,7 +122,6 @@ def _sticky_truths() -> dict[str, float | Floats]:
         "autocorrelation.repetition": lags + (1 - lags) * chance,
         "run_lengths.mean": NUM_TOKENS / (NUM_TOKENS - (NUM_TOKENS - 1) * repeated),
         "transitions.probability": stays * np.eye(NUM_EXPERTS) + (1 - stays) * chance,
-        "transitions.second_eigenvalue": stays,
     }
 
 

@@ -165,8 +165,8 @@ class Transitions(Figure):
         "where it is smaller by chance than in a sticky chain."
     )
     second_eigenvalue: Estimate = Field(
-        description="Modulus; 0: the next choice forgets this one at once. The largest of many that are alike: its "
-        "interval was measured to hold the truth in 75 to 80 % of cases, not in 95 %."
+        description="Modulus; 0: the next choice forgets this one at once. Without an interval: it is the largest of "
+        "many that are alike, and what was drawn around it held the truth in 75 to 80 % of cases, not in 95 %."
     )
     mixing_tokens: Number = Field(description="Relaxation time 1 / (1 - modulus), tokens.")
 

@@ -54,12 +54,7 @@ def transitions(choices: LayerChoices, counts: SequenceCounts, resamples: Resamp
         ),
         second_eigenvalue=estimate(
             second,
-            resamples.corrected_bounds(
-                second, np.array([second_eigenvalue(each) for each in drawn_REE]), lambda values: np.clip(values, 0, 1)
-            )
-            if known
-            else None,
-            null_of_shuffles(second, [second_eigenvalue(each) for each in shuffled_SEE]),
+            null=null_of_shuffles(second, [second_eigenvalue(each) for each in shuffled_SEE]),
         ),
         mixing_tokens=number(share(1, 1 - second)),
     )

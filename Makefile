@@ -26,7 +26,7 @@ test: $(READY)  ## Run every test against real Postgres and Valkey; options: mak
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 endif
 
 check: $(READY)  ## Format, lint, types, import contracts

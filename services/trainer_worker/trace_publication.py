@@ -34,7 +34,9 @@ def published_trace(context: JobContext, folder: Path) -> Callable[[Session], di
         analysis = analyse(_Watched(trace, context))
         write_analysis(analysis, staged)
         write_report(analysis, staged, title=_title(context, trace.description))
-        context.enter("publishing the trace")
+        context.stop_if_asked()
+        num_layers = len(trace.layers)
+        context.report(TrainingProgress("publishing the trace", step=num_layers, total_steps=num_layers))
         analysis_digest = context.storage.publish(staged)
     digest = context.storage.publish(folder)
 

@@ -91,7 +91,7 @@ function LossCurve({ job, path }) {
   ].filter((line) => line.points.length);
   if (!series.length) return html`<${Failure} error=${loaded.error} />`;
   const last = series[0].points.at(-1);
-  return html`<section class="panel"><${Lines} title="Loss" name=${`${job.id}-loss`} series=${series} x="step" y="loss (nats per token)" keys=${[points.length, last?.[0]]}
+  return html`<section class="panel"><${Lines} title="Loss" name=${`${job.id}-loss`} series=${series} x="step" y="loss (nats)" keys=${[points.length, last?.[0]]}
     caption=${`${points.length} points of ${job.progress.total_steps ?? last?.[0]} steps, one run.`} summary=${`From ${figure(series[0].points[0][1])} at step ${series[0].points[0][0]} to ${figure(last[1])} at step ${last[0]}.`} /></section>`;
 }
 
